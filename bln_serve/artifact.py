@@ -1,0 +1,209 @@
+"""One exported version on disk: written whole or not at all, checked by hash, proving itself by its samples.
+
+NAME/VERSION/manifest.json    says what the rest is
+NAME/VERSION/model.onnx       standard operators only
+NAME/VERSION/samples.npz      requests with Keras's answers
+NAME/VERSION/saved_model.pb, variables/, fingerprint.pb
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bln_serve.errors import ArtifactError, ArtifactExistsError, IntegrityError
+from bln_serve.manifest import FILE_NAME as MANIFEST
+from bln_serve.manifest import Manifest, read_manifest
+from bln_serve.signature import Arrays
+
+ONNX_MODEL = "model.onnx"
+SAMPLES = "samples.npz"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request with the answer Keras gave.
+
+    Attributes:
+        inputs: by name, each (rows, ...).
+        outputs: by name, each (rows, ...).
+        mini_batch_rows: as a request would name it; None for the artifact's default.
+    """
+
+    inputs: Arrays
+    outputs: Arrays
+    mini_batch_rows: int | None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported version.
+
+    Attributes:
+        path: its folder.
+        manifest: what it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "Artifact":
+        """Read the artifact in a folder; its files are not checked yet.
+
+        Raises:
+            ArtifactError: the folder holds no readable manifest.
+        """
+        return cls(path, read_manifest(path))
+
+    @property
+    def onnx_path(self) -> Path:
+        """Where the ONNX model lies."""
+        return self.path / ONNX_MODEL
+
+    @property
+    def unknown_files(self) -> tuple[str, ...]:
+        """Files that the manifest does not name. They are reported, never served."""
+        return tuple(name for name in _files(self.path) if name not in self.manifest.files)
+
+    def check_hashes(self) -> None:
+        """Compare every file with its recorded SHA-256.
+
+        A match shows that nothing was damaged on the way; whoever can rewrite a file can rewrite the manifest too.
+
+        Raises:
+            IntegrityError: a file is missing, differs, or is a link.
+        """
+        for name, expected in self.manifest.files.items():
+            file = self.path / name
+            if not file.resolve().is_relative_to(self.path.resolve()):
+                raise IntegrityError(f"Expected {name!r} to lie in {self.path}. Received: a path that leaves it.")
+            if not file.is_file():
+                raise IntegrityError(
+                    f"Expected the file {file}, which the manifest names. It is missing: export the model again."
+                )
+            if (actual := sha256(file)) != expected:
+                raise IntegrityError(
+                    f"Expected {file} with SHA-256 {expected}. Received: {actual}. "
+                    "The file was changed after its verification: export the model again."
+                )
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Read the requests and Keras's answers.
+
+        Raises:
+            ArtifactError: samples.npz cannot be read.
+        """
+        try:
+            with np.load(self.path / SAMPLES, allow_pickle=False) as stored:
+                return _unflatten({key: stored[key] for key in stored.files})
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ArtifactError(
+                f"Expected requests with answers in {self.path / SAMPLES}. Received: {error}"
+            ) from error
+
+
+def write_samples(folder: Path, samples: tuple[Sample, ...]) -> None:
+    """Write samples.npz: `INDEX/inputs/NAME`, `INDEX/outputs/NAME` and `INDEX/mini_batch_rows` (-1 for the default)."""
+    flat: Arrays = {}
+    for index, sample in enumerate(samples):
+        rows = -1 if sample.mini_batch_rows is None else sample.mini_batch_rows
+        flat[f"{index}/mini_batch_rows"] = np.asarray(rows, np.int64)
+        for kind, arrays in (("inputs", sample.inputs), ("outputs", sample.outputs)):
+            flat |= {f"{index}/{kind}/{name}": array for name, array in arrays.items()}
+    np.savez_compressed(folder / SAMPLES, **flat)  # type: ignore[arg-type]  # numpy's stub takes a key for allow_pickle
+
+
+def _unflatten(flat: Arrays) -> tuple[Sample, ...]:
+    indices = sorted({int(key.partition("/")[0]) for key in flat})
+    samples = []
+    for index in indices:
+        parts: dict[str, Arrays] = {"inputs": {}, "outputs": {}}
+        for key, array in flat.items():
+            if key.startswith(tuple(f"{index}/{kind}/" for kind in parts)):
+                _, kind, name = key.split("/", 2)
+                parts[kind][name] = array
+        rows = int(flat[f"{index}/mini_batch_rows"])
+        samples.append(Sample(parts["inputs"], parts["outputs"], None if rows < 0 else rows))
+    return tuple(samples)
+
+
+@contextmanager
+def staged(target: Path, *, replace: bool) -> Iterator[Path]:
+    """Give a folder to write a version into, and put it in its place only when everything is written.
+
+    Args:
+        target: NAME/VERSION as it will be.
+        replace: put it in the place of an existing version.
+
+    Yields:
+        An empty folder beside `target`, whose name no server takes for a version. It vanishes on any error.
+
+    Raises:
+        ArtifactExistsError: `target` is there and `replace` is False; also if it appears meanwhile.
+    """
+    if target.exists() and not replace:
+        raise _exists(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        if replace and target.exists():
+            _swap(folder, target)
+        else:
+            try:
+                folder.rename(target)
+            except OSError as error:
+                raise _exists(target) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: Path, target: Path) -> None:
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    target.rename(retired / "old")
+    folder.rename(target)
+    shutil.rmtree(retired)
+
+
+def _exists(target: Path) -> ArtifactExistsError:
+    return ArtifactExistsError(
+        f"Expected no version at {target}. Received: one that is already there. "
+        "Give another --version, leave it out to take the next, or replace it with --force."
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that readers see either as it was or whole."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    Path(name).chmod(0o644)
+    Path(name).rename(path)
+
+
+def hashes(folder: Path) -> Mapping[str, str]:
+    """Return the SHA-256 of every file but the manifest, by relative path."""
+    return {name: sha256(folder / name) for name in _files(folder)}
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if not path.is_dir() and path.relative_to(folder).as_posix() != MANIFEST
+    )

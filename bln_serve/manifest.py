@@ -1,0 +1,117 @@
+"""The manifest: what an artifact says of itself, as a frozen dataclass and as manifest.json.
+
+Whoever reads an artifact, this package or another program, needs nothing but this file to know what may be sent, how
+rows are coupled, how exactly the export was checked, and whether the other files are the ones that were checked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from bln_serve.errors import ArtifactError
+from bln_serve.signature import ModelSignature
+from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule
+from bln_serve.verification import Check, Tolerance
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One exported version of a model.
+
+    Attributes:
+        format_version: of this layout; readers refuse what they do not know.
+        name: of the model.
+        version: positive.
+        created: when it was exported, ISO 8601 in UTC.
+        source_sha256: of the .keras file it was made from, or None where it was made from a model in memory.
+        signature: inputs and outputs.
+        layers: each BLN layer with its policy and m.
+        mini_batch_rows: rows of a mini-batch where a request names none: the common m. None without BLN layers.
+        min_mini_batch_rows: the fewest rows a mini-batch may have.
+        max_mini_batch_rows: the most rows a mini-batch may have (the number of slots), or None for no limit.
+        row_coupling: what an answer depends on.
+        row_coupling_reason: which layer couples the rows, and by which statistic.
+        tolerance: what the verification allowed.
+        checks: what the verification measured.
+        tools: the versions that made the artifact.
+        files: SHA-256 of every other file in the folder, by its relative path.
+    """
+
+    format_version: int
+    name: str
+    version: int
+    created: str
+    source_sha256: str | None
+    signature: ModelSignature
+    layers: tuple[LayerStatistics, ...]
+    mini_batch_rows: int | None
+    min_mini_batch_rows: int
+    max_mini_batch_rows: int | None
+    row_coupling: RowCoupling
+    row_coupling_reason: str
+    tolerance: Tolerance
+    checks: tuple[Check, ...]
+    tools: Mapping[str, str]
+    files: Mapping[str, str]
+
+    @property
+    def statistics(self) -> str | None:
+        """The policy's code where every layer has the same, `mixed` where they differ, None without BLN layers."""
+        codes = {layer.policy for layer in self.layers}
+        if len(codes) > 1:
+            return "mixed"
+        return next(iter(codes), None)
+
+    @property
+    def rule(self) -> MiniBatchRule | None:
+        """How rows may be cut, or None where they are independent."""
+        return mini_batch_rule(self.layers, self.mini_batch_rows or 1)
+
+    def to_json(self) -> bytes:
+        """Return the text of manifest.json."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Manifest":
+        """Read the text of manifest.json.
+
+        Raises:
+            ArtifactError: it is not JSON, a field is missing or of the wrong type, or the format is another version's.
+        """
+        try:
+            format_version = msgspec.json.decode(text, type=_Format).format_version
+            if format_version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"Expected a manifest of format version {FORMAT_VERSION}. Received: {format_version}. "
+                    "Export the model again, or use the bln-serve version that wrote it."
+                )
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.MsgspecError as error:
+            raise ArtifactError(f"Expected {FILE_NAME} as bln-export writes it. Received: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Format:
+    format_version: int
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an artifact's folder.
+
+    Raises:
+        ArtifactError: there is none, or it is not one.
+    """
+    path = folder / FILE_NAME
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"Expected an exported version with a {FILE_NAME} at {folder}. Received: {error.strerror}. "
+            "Make one with bln-export MODEL.keras."
+        ) from error
+    return Manifest.from_json(text)
