@@ -79,8 +79,14 @@ class Artifact:
         A match shows that nothing was damaged on the way; whoever can rewrite a file can rewrite the manifest too.
 
         Raises:
-            IntegrityError: a file is missing, differs, or is a link.
+            IntegrityError: a file is missing, differs, or is a link; or the manifest does not name what is served.
         """
+        for name in (ONNX_MODEL, SAMPLES):
+            if name not in self.manifest.files:
+                raise IntegrityError(
+                    f"Expected the manifest in {self.path} to hold the SHA-256 of {name}. Received: none. "
+                    "Export the model again."
+                )
         for name, expected in self.manifest.files.items():
             file = self.path / name
             if not file.resolve().is_relative_to(self.path.resolve()):

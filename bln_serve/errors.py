@@ -17,7 +17,8 @@
     │   ├── MalformedRequestError   the body cannot be read at all
     │   ├── InvalidInputError       an input has the wrong name, shape, dtype or values
     │   ├── MiniBatchError          its rows cannot be cut into mini-batches that mean anything
-    │   └── RequestTooLargeError    it is larger than the service accepts
+    │   ├── RequestTooLargeError    it is larger than the service accepts
+    │   └── UnsupportedFormatError  its body is in a format that the service does not read
     ├── NonFiniteAnswerError        the model's answer holds NaN or infinity, which the answer's format cannot say
     ├── OverloadedError             the queue is full, or the service is going down
     └── RunError                    ONNX Runtime refused a run
@@ -101,6 +102,10 @@ class MiniBatchError(RequestError):
 
 class RequestTooLargeError(RequestError):
     """A request is larger than the service accepts."""
+
+
+class UnsupportedFormatError(RequestError):
+    """A request's body is in a format that the service does not read."""
 
 
 class NonFiniteAnswerError(BlnServeError):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bln_serve.errors import ModelNotFoundError, UsageError
+from bln_serve.errors import ArtifactError, ModelNotFoundError, UsageError
 from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import read_manifest
 
@@ -58,7 +58,7 @@ def find(path: Path) -> list[ModelVersion]:
     if versions := versions_in(path):
         folders = [path / str(version) for version in versions]
         # A version that cannot be read still has to be found, so that it can be reported: a readable mate names it.
-        names = [read_manifest(folder).name for folder in folders if (folder / MANIFEST).is_file()]
+        names = [name for folder in folders if (name := _name_in(folder))]
         name = names[-1] if names else path.resolve().name
         return [ModelVersion(name, version, folder) for version, folder in zip(versions, folders, strict=True)]
     if path.is_dir():
@@ -75,6 +75,13 @@ def find(path: Path) -> list[ModelVersion]:
         f"Received: {'a folder without any exported version' if path.is_dir() else 'no such folder'}. "
         "Export a model first: bln-export MODEL.keras -o DIRECTORY"
     )
+
+
+def _name_in(folder: Path) -> str | None:
+    try:
+        return read_manifest(folder).name
+    except ArtifactError:
+        return None
 
 
 def candidates(found: Iterable[ModelVersion], pins: Mapping[str, int]) -> dict[str, list[ModelVersion]]:

@@ -19,6 +19,7 @@ from bln_serve.artifact import Artifact
 from bln_serve.errors import InvalidInputError, RunError
 from bln_serve.manifest import Manifest
 from bln_serve.signature import Arrays, rows_of
+from bln_serve.statistics import run_length
 from bln_serve.verification import Check, VerificationReport, compare_all
 
 
@@ -165,7 +166,7 @@ def replay(artifact: Artifact, model: Model) -> VerificationReport:
     for index, sample in enumerate(artifact.samples()):
         inputs = model.manifest.signature.validate(sample.inputs)
         sizes = model.cut(rows_of(inputs), sample.mini_batch_rows)
-        name = f"sample {index}: {rows_of(inputs)} rows" + (f" in {len(sizes)} mini-batches" if sizes else "")
+        name = f"sample {index}, rows {rows_of(inputs)}" + (f" in mini-batches {run_length(sizes)}" if sizes else "")
         checks += compare_all(name, sample.outputs, model.run(inputs, sizes), artifact.manifest.tolerance)
     return VerificationReport(tuple(checks))
 

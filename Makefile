@@ -1,0 +1,64 @@
+# Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
+PYTHON ?= python3
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test test-export test-serve test-reproduction lint bench train lock clean
+
+VENV := .venv/.installed
+SERVE_VENV := .venv-serve/.installed
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+
+demo: $(VENV)  ## export both shipped models, serve them, post images they have never seen
+	.venv/bin/python models/demo.py
+
+serve: $(VENV)  ## the same, and leave the service running
+	.venv/bin/python models/demo.py --keep-serving
+
+test: test-export test-serve  ## every test but those that need minutes or an engine of their own
+
+test-export: $(VENV)  ## the lane with TensorFlow
+	.venv/bin/python -m pytest
+
+test-serve: $(SERVE_VENV)  ## the lane without it: the serving install alone
+	.venv-serve/bin/python -m pytest --without-tensorflow
+
+test-reproduction: $(VENV)  ## train both shipped models again and compare (2 minutes)
+	.venv/bin/python -m pytest tests/reproduction -m reproduction
+
+lint: $(VENV)  ## formatting, style, types, and who may import whom
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: $(VENV)  ## how fast, as ratios side by side
+	.venv/bin/python -m tests.benchmarks
+
+train: $(VENV)  ## train the shipped models again, in place
+	.venv/bin/python models/train_digits_cnn.py
+	.venv/bin/python models/train_digits_rnn.py
+
+# One lock a lane, exact and hashed, for every Python that TensorFlow has wheels for. The dev lock holds all; the others
+# follow it, so that a package has one version everywhere.
+COMPILE = .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --custom-compile-command "make lock"
+
+lock: $(VENV)  ## pin the dependencies anew
+	$(COMPILE) --upgrade --group build --extra dev -o requirements-dev.txt
+	$(COMPILE) -c requirements-dev.txt --group build --extra test -o requirements-test.txt
+	$(COMPILE) -c requirements-dev.txt --extra export -o requirements-export.txt
+	$(COMPILE) -c requirements-dev.txt --extra serve -o requirements-serve.txt
+
+clean:  ## remove what the targets made
+	rm -rf .venv .venv-serve dist models/digits_cnn models/digits_rnn
+
+$(VENV): requirements-dev.txt pyproject.toml
+$(SERVE_VENV): requirements-test.txt pyproject.toml
+$(VENV) $(SERVE_VENV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+		"Expected Python 3.11 to 3.13, which TensorFlow has wheels for. Received: %d.%d. Set PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

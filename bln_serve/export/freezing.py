@@ -1,0 +1,104 @@
+"""Choosing the statistics policy of each BLN layer, and making sure that what it asks for was ever estimated."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bln_serve.errors import UnusableStatisticsError, UsageError
+from bln_serve.layers import BatchLayerNormalization, bln_layers
+from bln_serve.statistics import LayerStatistics, StatisticsPolicy
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """A BLN layer with the policy it is exported under.
+
+    Attributes:
+        layer: the Keras layer; it is not changed.
+        policy: from the command line, or the layer's own flags.
+    """
+
+    layer: BatchLayerNormalization
+    policy: StatisticsPolicy
+
+    @property
+    def statistics(self) -> LayerStatistics:
+        """What the layer contributes to the model's row coupling."""
+        return LayerStatistics(self.layer.name, self.policy.code, self.layer.batch_size)
+
+
+def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
+    """Choose the policy of every BLN layer of a model.
+
+    Args:
+        model: a built Keras model.
+        statistics: as `StatisticsPolicy.parse` reads it, for every layer; None for each layer's own flags.
+
+    Raises:
+        UsageError: `statistics` cannot be read, or is given for a model without BLN layers.
+        UnusableStatisticsError: a layer has no usable estimate of a statistic that its policy stores.
+    """
+    layers = bln_layers(model)
+    if statistics is not None and not layers:
+        raise UsageError(
+            "Expected a model with Batch Layer Normalization layers for --statistics. Received: one without."
+        )
+    frozen = tuple(
+        FrozenLayer(layer, StatisticsPolicy.parse(statistics, layer.policy) if statistics else layer.policy)
+        for layer in layers
+    )
+    problems = [
+        f"  {item.layer.name}: {problem}"
+        for item in frozen
+        for name in item.policy.stored
+        if (problem := unusable(item.layer, name))
+    ]
+    if problems:
+        raise UnusableStatisticsError(
+            "Expected usable stored statistics where the policy asks for them. Received:\n"
+            + "\n".join(problems)
+            + "\nTrain the model further with training=True, or take the statistics from the rows at hand: "
+            "--statistics mini-batch."
+        )
+    return frozen
+
+
+def unusable(layer: BatchLayerNormalization, statistic: str) -> str | None:
+    """Return why a stored statistic cannot be used, or None if it can."""
+    words = statistic.replace("var", "variance").replace("_", " ")
+    if not np.isfinite(layer.population[statistic].numpy()).all():
+        return f"the stored {words} holds NaN or infinity"
+    if statistic.endswith("var") and layer.batch_size == 1:
+        return f"a {words} cannot be estimated at m = 1"
+    steps = {"batch_mean": layer.mean_steps, "batch_var": layer.variance_steps}.get(statistic, layer.slot_steps)
+    if not np.all(steps.numpy() > 0):
+        return f"the stored {words} was never updated" + _empty_slots(steps.numpy())
+    return None
+
+
+def _empty_slots(steps: np.ndarray[Any, Any]) -> str:
+    empty = np.flatnonzero(steps == 0) if steps.ndim else np.array([], int)
+    if empty.size in (0, steps.size):
+        return ""
+    return f" in {empty.size} of {steps.size} slots, the first of them slot {empty[0]}: no full batch was seen"
+
+
+@contextmanager
+def applied(model: Any, frozen: Sequence[FrozenLayer]) -> Iterator[None]:
+    """Give each layer its policy inside the `with` block, and what it had before afterwards."""
+    before = [item.layer.policy for item in frozen]
+    try:
+        _assign(model, [(item.layer, item.policy) for item in frozen])
+        yield
+    finally:
+        _assign(model, [(item.layer, policy) for item, policy in zip(frozen, before, strict=True)])
+
+
+def _assign(model: Any, policies: Sequence[tuple[BatchLayerNormalization, StatisticsPolicy]]) -> None:
+    for layer, policy in policies:
+        layer.policy = policy
+    # Keras keeps its traced predict function, which has the policy of its first call built in.
+    model.predict_function = None

@@ -1,0 +1,235 @@
+"""The whole way from a Keras model to a verified artifact on disk.
+
+    load -> freeze -> SavedModel -> mark -> decompose -> verify -> samples, manifest -> config.pbtxt -> rename
+
+Nothing is seen at its place before everything is written and verified; on any error nothing is left behind.
+"""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+import bln_serve
+from bln_serve.artifact import ONNX_MODEL, Artifact, hashes, sha256, staged, write_atomically, write_samples
+from bln_serve.errors import ParityError, UnsupportedModelError, UsageError
+from bln_serve.export import deployment, freezing, loading, marking, parity, saved_model
+from bln_serve.export.decomposition import decompose
+from bln_serve.export.input_ranges import with_index_ranges
+from bln_serve.manifest import FILE_NAME as MANIFEST
+from bln_serve.manifest import FORMAT_VERSION, Manifest
+from bln_serve.repository import check_name, next_version
+from bln_serve.runtime import OnnxSession
+from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule, strongest
+from bln_serve.verification import Tolerance
+
+DEFAULT_OPSET = marking.CONVERTER_OPSET
+_TOOLS = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be exported, and as what."""
+
+    name: str
+    version: int
+    source_sha256: str | None
+    tolerance: Tolerance
+    opset: int
+    statistics: str | None
+    mini_batch_rows: int | None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the BLN layers make of a model's rows.
+
+    Attributes:
+        layers: the BLN layers.
+        default: rows of a mini-batch where a request names none.
+    """
+
+    layers: tuple[LayerStatistics, ...]
+    default: int | None
+
+    @property
+    def rule(self) -> MiniBatchRule | None:
+        return mini_batch_rule(self.layers, self.default or 1)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields that the manifest and the ONNX file's metadata share."""
+        rule, (coupling, reason) = self.rule, strongest(self.layers)
+        return {
+            "format_version": FORMAT_VERSION,
+            "layers": self.layers,
+            "mini_batch_rows": self.default,
+            "min_mini_batch_rows": rule.min_rows if rule else 1,
+            "max_mini_batch_rows": rule.max_rows if rule else None,
+            "row_coupling": coupling,
+            "row_coupling_reason": reason,
+        }
+
+
+def export(
+    model_or_path: Any,
+    out: str | Path = "models",
+    *,
+    name: str | None = None,
+    version: int | None = None,
+    statistics: str | None = None,
+    mini_batch_rows: int | None = None,
+    opset: int = DEFAULT_OPSET,
+    tolerance: Tolerance | None = None,
+    force: bool = False,
+    on_stage: Stage = lambda _: None,
+) -> Artifact:
+    """Export a Keras model as a verified artifact, OUT/NAME/VERSION.
+
+    Args:
+        model_or_path: a `.keras` file, or a built functional or Sequential model, which is not changed.
+        out: the model repository.
+        name: of the model; by default the file's stem or the model's name.
+        version: positive; by default the one after the latest.
+        statistics: the policy of every BLN layer, as `StatisticsPolicy.parse` reads it; by default each layer's flags.
+        mini_batch_rows: rows of a mini-batch where a request names none; by default the layers' common m, and needed
+            where they differ and rows are coupled.
+        opset: of the ONNX model's standard operators, 18 or higher.
+        tolerance: how far an answer may be from Keras's; a wider one than the default needs `force`.
+        force: replace an existing version, and allow a wider tolerance.
+        on_stage: is told what begins, for a progress display.
+
+    Returns:
+        The artifact, verified and in its place.
+
+    Raises:
+        UsageError: an argument is wrong.
+        ModelError: the model cannot be loaded or exported.
+        ParityError: the exported model does not answer as Keras does; the message has a line for each check.
+        ArtifactExistsError: the version is there already, and `force` is False.
+    """
+    tolerance = tolerance or Tolerance()
+    _check_arguments(Path(out), version, opset, tolerance, force)
+    path = Path(model_or_path) if isinstance(model_or_path, str | Path) else None
+    name = check_name(name or (path.stem if path else model_or_path.name))
+    folder = Path(out) / name
+    version = version or next_version(folder)
+    with staged(folder / str(version), replace=force) as stage:
+        on_stage("loading the model")
+        model = loading.load(path) if path else model_or_path
+        source = sha256(path) if path else None
+        order = _Order(name, version, source, tolerance, opset, statistics, mini_batch_rows)
+        manifest = _make(model, stage, order, on_stage)
+        # Before the version appears: Triton must not batch a coupled version for a moment.
+        deployment.write_config(folder, [*deployment.manifests_in(folder), manifest])
+    deployment.write_config(folder, deployment.manifests_in(folder))
+    return Artifact.open(folder / str(version))
+
+
+def _check_arguments(out: Path, version: int | None, opset: int, tolerance: Tolerance, force: bool) -> None:
+    if out.suffix == ".onnx":
+        raise UsageError(f"Expected -o to be a model repository's folder. Received: {out}")
+    if version is not None and version < 1:
+        raise UsageError(f"Expected a version of 1 or more. Received: {version}")
+    highest = onnx.defs.onnx_opset_version()
+    if not marking.CONVERTER_OPSET <= opset <= highest:
+        raise UsageError(f"Expected an opset from {marking.CONVERTER_OPSET} to {highest}. Received: {opset}")
+    if tolerance.wider_than(Tolerance()) and not force:
+        raise UsageError(
+            f"Expected a tolerance of at most rtol {Tolerance().rtol:g} and atol {Tolerance().atol:g}. "
+            f"Received: rtol {tolerance.rtol:g}, atol {tolerance.atol:g}. A wider one needs --force, and shows in the "
+            "manifest."
+        )
+
+
+def _make(model: Any, folder: Path, order: _Order, on_stage: Stage) -> Manifest:
+    """Write everything into `folder`, verify it, and return its manifest."""
+    callee = with_index_ranges(saved_model.describe(model))
+    frozen = freezing.freeze(model, order.statistics)
+    layers = tuple(item.statistics for item in frozen)
+    rows = _Rows(layers, _default_rows(layers, order.mini_batch_rows))
+    with freezing.applied(model, frozen):
+        on_stage("writing the SavedModel")
+        saved_model.write(callee, folder)
+        on_stage("converting to ONNX")
+        _write_onnx(_convert(callee, frozen, order.opset), folder / ONNX_MODEL, order.name, rows)
+        on_stage("verifying")
+        found = _verify(callee, folder, rows, order.tolerance)
+    write_samples(folder, found.samples)
+    manifest = Manifest(
+        **rows.facts(),
+        name=order.name,
+        version=order.version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source_sha256=order.source_sha256,
+        signature=callee.signature,
+        tolerance=order.tolerance,
+        checks=found.report.checks,
+        tools=_tools(),
+        files=hashes(folder),
+    )
+    write_atomically(folder / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def _default_rows(layers: Sequence[LayerStatistics], requested: int | None) -> int | None:
+    """Return the artifact's rows of a mini-batch: as requested, else the common m."""
+    sizes = sorted({layer.m for layer in layers})
+    coupling, reason = strongest(layers)
+    if requested is None:
+        if len(sizes) > 1 and coupling is not RowCoupling.INDEPENDENT:
+            raise UsageError(
+                f"Expected --mini-batch-rows, since the layers were trained with different batch sizes ({sizes}) and "
+                f"rows are coupled ({reason})."
+            )
+        return sizes[0] if len(sizes) == 1 else None
+    rule = mini_batch_rule(layers, requested)
+    if requested < 1 or (rule and not rule.allows(requested, requested)):
+        limits = f"from {rule.min_rows} to {rule.max_rows or 'any number'}" if rule else "1 or more"
+        raise UsageError(f"Expected --mini-batch-rows {limits} ({reason}). Received: {requested}")
+    return requested
+
+
+def _convert(callee: saved_model.Callee, frozen: Sequence[freezing.FrozenLayer], opset: int) -> onnx.ModelProto:
+    model = decompose(marking.to_marked_onnx(callee, frozen, marking.CONVERTER_OPSET))
+    if opset > marking.CONVERTER_OPSET:
+        model = onnx.version_converter.convert_version(model, opset)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UnsupportedModelError(f"The converted model is no valid ONNX: {error}") from error
+    return model
+
+
+def _write_onnx(model: onnx.ModelProto, path: Path, name: str, rows: _Rows) -> None:
+    """Write model.onnx, with what a reader of this file alone needs to know in its metadata."""
+    model.graph.name = name
+    model.producer_name, model.producer_version = "bln-serve", bln_serve.__version__
+    facts = {f"bln.{key}": msgspec.json.encode(value).decode().strip('"') for key, value in rows.facts().items()}
+    onnx.helper.set_model_props(model, facts)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _verify(callee: saved_model.Callee, folder: Path, rows: _Rows, tolerance: Tolerance) -> parity.Parity:
+    engines = {
+        "SavedModel": parity.saved_model_engine(saved_model.read(folder)),
+        "ONNX": parity.onnx_engine(OnnxSession(folder / ONNX_MODEL)),
+    }
+    found = parity.verify(callee, rows.layers, rows.rule, engines, tolerance)
+    if not found.report.passed:
+        raise ParityError(
+            f"The exported model does not answer as Keras does, and was not kept:\n{found.report.table()}"
+        )
+    return found
+
+
+def _tools() -> dict[str, str]:
+    versions = {tool: importlib.metadata.version(tool) for tool in _TOOLS}
+    return {"bln-serve": bln_serve.__version__, "python": platform.python_version(), **versions}

@@ -1,0 +1,243 @@
+"""The Keras 3 layer. Its docstring is its specification."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import keras
+from keras import ops
+
+from bln_serve.layers import _estimate
+from bln_serve.layers._estimate import require_slots
+from bln_serve.statistics import STATISTICS, Source, StatisticsPolicy
+
+# Weighs the batch branch against the feature branch beside 1/m; fixed by the reference implementation.
+DELTA = 1e-4
+
+
+class Marker(Protocol):
+    """Takes the place of a layer's inference computation while a graph is traced for export."""
+
+    def __call__(self, layer: "BatchLayerNormalization", x: Any) -> Any:
+        """Return a tensor with the shape and dtype of `x`."""
+
+
+_marker: ContextVar[Marker | None] = ContextVar("bln_marker", default=None)
+
+
+@contextmanager
+def marked_calls(marker: Marker) -> Iterator[None]:
+    """Let `marker` stand in for every BLN layer's inference, in this thread or task, inside the `with` block."""
+    token = _marker.set(marker)
+    try:
+        yield
+    finally:
+        _marker.reset(token)
+
+
+@keras.saving.register_keras_serializable(package="bln_serve")
+class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # keras publishes no types
+    """Batch Layer Normalization (Ziaee and Cano, 2022, arXiv 2209.08898).
+
+    The layer normalises each value twice, over the rows of its mini-batch and over the features of its row, and adds
+    the two in a proportion that the batch size decides. For an input x of shape `(n, ..., d)`, a layer built for batch
+    size m, and `epsilon` inside each root:
+
+        x_b = (x - batch_mean) / sqrt(batch_var + epsilon)
+        x_f = (x - feature_mean) / sqrt(feature_var + epsilon)
+        y   = gamma * (x_b * (1 - (1/m + 1e-4)) + x_f * (1/m - 1e-4)) / sqrt(d) + beta
+
+    `batch_*` are taken over axis 0 alone, so per position and not per channel: shape `(1, ..., d)`. `feature_*` are
+    taken over the last axis: shape `(n, ..., 1)`. All variances are biased. `m` is fixed for the life of the layer: it
+    sets the two weights whatever number of rows is fed.
+
+    Training (`training=True` and `trainable`) uses the mini-batch's own four statistics, whatever the flags say, lets
+    gradients flow through them, and updates the population estimates.
+
+    Inference takes each statistic from the source that its flag names: the population estimate (True) or the
+    mini-batch (False). The four flags are the *statistics policy*, written as four letters: the default is PPMM, and
+    all False is MMMM.
+
+    The trap: with a live batch mean or batch variance a row's answer depends on the other rows of its mini-batch, at
+    inference as well. The same row gives different answers in different company, one row alone gives an answer
+    without meaning (its batch branch is 0, or, with a stored mean, some 30 times too large), and a server that merges
+    requests leaks one client's rows into another's answer. Stored feature statistics are kept per *slot*, the row's
+    place in its mini-batch: there a row's answer depends on its place.
+
+    Population estimates are running means over the steps since the estimate was started, right after every step; with
+    the callback `PopulationStatistics` an estimate starts anew each epoch. Each step weighs 1. A batch variance counts
+    n / (n - 1) times, and a step of one row does not count for it; a feature variance counts m / (m - 1) times. At
+    m = 1 neither variance can be estimated. A partial batch updates the slots it has. They are kept in float64, where a
+    running mean in float32 stagnates (1e-3 off after 100,000 steps). A layer used twice in a model averages over its
+    uses. Inference computes with what is stored, also if nothing was ever estimated: then mean 0 and variance 1.
+
+    Statistics are computed in float32 under mixed precision and in float64 under float64; the output has the compute
+    dtype. A mask passes through unchanged and does not exclude rows or positions from the statistics.
+
+    Args:
+        batch_size: m, at least 1: the batch size that the layer is trained with, and its number of slots.
+        batch_moving_mean: take the batch mean from the population estimate at inference.
+        batch_moving_var: the same for the batch variance.
+        feature_moving_mean: the same for the feature mean, by slot.
+        feature_moving_var: the same for the feature variance, by slot.
+        epsilon: added to each variance.
+        **kwargs: as every Keras layer takes.
+
+    Weights:
+        gamma, beta: `(d,)`.
+        population_batch_mean, population_batch_var: `(1, ..., d)`, float64, not trainable.
+        population_feature_mean, population_feature_var: `(m, ..., 1)`, float64, not trainable.
+        mean_steps, variance_steps: scalars, and slot_steps: `(m,)`: how many steps each estimate rests on.
+        start_new_estimate: scalar, 1 where the next training step begins a new estimate.
+
+    Input shape:
+        `(n, ..., d)`, rank at least 2, every dimension but the first known. Training takes n <= m; inference takes any
+        n where nothing is stored by slot (or m is 1), else n <= m.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: m below 1; an input of rank 1 or with an unknown dimension; more rows than slots.
+    """
+
+    def __init__(  # noqa: PLR0917 - the reference's flags may be given by position
+        self,
+        batch_size: int,
+        batch_moving_mean: bool = True,
+        batch_moving_var: bool = True,
+        feature_moving_mean: bool = False,
+        feature_moving_var: bool = False,
+        epsilon: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(batch_size, bool) or int(batch_size) != batch_size or batch_size < 1:
+            raise ValueError(f"Expected batch_size to be a whole number of at least 1. Received: {batch_size!r}")
+        self.batch_size = int(batch_size)
+        self.batch_moving_mean = bool(batch_moving_mean)
+        self.batch_moving_var = bool(batch_moving_var)
+        self.feature_moving_mean = bool(feature_moving_mean)
+        self.feature_moving_var = bool(feature_moving_var)
+        self.epsilon = float(epsilon)
+        self.supports_masking = True
+
+    @property
+    def policy(self) -> StatisticsPolicy:
+        """The four flags as a policy. Setting it asks for a new trace of functions that were compiled before."""
+        return StatisticsPolicy.from_flags(
+            (self.batch_moving_mean, self.batch_moving_var, self.feature_moving_mean, self.feature_moving_var)
+        )
+
+    @policy.setter
+    def policy(self, policy: StatisticsPolicy) -> None:
+        self.batch_moving_mean, self.batch_moving_var, self.feature_moving_mean, self.feature_moving_var = (
+            source is Source.POPULATION for source in policy.sources.values()
+        )
+
+    @property
+    def branch_weights(self) -> tuple[float, float]:
+        """The weights of the batch branch and of the feature branch."""
+        return 1.0 - (1.0 / self.batch_size + DELTA), 1.0 / self.batch_size - DELTA
+
+    @property
+    def population(self) -> Mapping[str, Any]:
+        """The stored statistics as Keras variables, by the statistic's name."""
+        return {name: getattr(self, f"population_{name}") for name in STATISTICS}
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        """Create the weights for inputs of `input_shape`."""
+        if len(input_shape) < 2 or None in input_shape[1:]:
+            raise ValueError(
+                f"Expected an input of at least 2 dimensions, all known but the first, in layer {self.name!r}. "
+                f"Received: shape {tuple(input_shape)}. Give the model an Input with a fixed shape."
+            )
+        position = tuple(input_shape[1:])
+        features = position[-1:]
+        self.gamma = self.add_weight(name="gamma", shape=features, initializer="ones", autocast=False)
+        self.beta = self.add_weight(name="beta", shape=features, initializer="zeros", autocast=False)
+        batch, by_slot = (1, *position), (self.batch_size, *position[:-1], 1)
+        self.population_batch_mean = self._state("population_batch_mean", batch)
+        self.population_batch_var = self._state("population_batch_var", batch, "ones")
+        self.population_feature_mean = self._state("population_feature_mean", by_slot)
+        self.population_feature_var = self._state("population_feature_var", by_slot, "ones")
+        self.mean_steps = self._state("mean_steps", ())
+        self.variance_steps = self._state("variance_steps", ())
+        self.slot_steps = self._state("slot_steps", (self.batch_size,))
+        self.start_new_estimate = self._state("start_new_estimate", ())
+
+    def _state(self, name: str, shape: tuple[int, ...], initializer: str = "zeros") -> Any:
+        return self.add_weight(
+            name=name, shape=shape, initializer=initializer, dtype="float64", trainable=False, autocast=False
+        )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Normalise a mini-batch of shape `(n, ..., d)`."""
+        if training and self.trainable:
+            return self._train(inputs)
+        marker = _marker.get()
+        return marker(self, inputs) if marker else self._infer(inputs)
+
+    def _train(self, inputs: Any) -> Any:
+        x = ops.cast(require_slots(self.name, inputs, self.batch_size), self._statistics_dtype)
+        live = _live_statistics(x)
+        _estimate.update(self, ops.shape(x)[0], live)
+        return self._combine(x, live)
+
+    def _infer(self, inputs: Any) -> Any:
+        policy = self.policy
+        if policy.stored_by_slot and self.batch_size > 1:
+            inputs = require_slots(self.name, inputs, self.batch_size)
+        x = ops.cast(inputs, self._statistics_dtype)
+        statistics = _live_statistics(x)
+        statistics |= {name: self._stored(name, ops.shape(x)[0]) for name in policy.stored}
+        return self._combine(x, statistics)
+
+    def _stored(self, name: str, rows: Any) -> Any:
+        stored = ops.cast(self.population[name], self._statistics_dtype)
+        by_slot = name.startswith("feature") and self.batch_size > 1
+        return stored[:rows] if by_slot else stored
+
+    def _combine(self, x: Any, statistics: Mapping[str, Any]) -> Any:
+        gamma, beta = (ops.cast(weight, x.dtype) for weight in (self.gamma, self.beta))
+        root_d = float(x.shape[-1]) ** 0.5
+        w_b, w_f = (weight / root_d for weight in self.branch_weights)
+        batch_scale = gamma * w_b / ops.sqrt(statistics["batch_var"] + self.epsilon)
+        feature_scale = w_f / ops.sqrt(statistics["feature_var"] + self.epsilon)
+        y = (
+            (x - statistics["batch_mean"]) * batch_scale
+            + (x - statistics["feature_mean"]) * feature_scale * gamma
+            + beta
+        )
+        return ops.cast(y, self.compute_dtype)
+
+    @property
+    def _statistics_dtype(self) -> str:
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return `input_shape`."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs."""
+        return {
+            **super().get_config(),
+            "batch_size": self.batch_size,
+            "batch_moving_mean": self.batch_moving_mean,
+            "batch_moving_var": self.batch_moving_var,
+            "feature_moving_mean": self.feature_moving_mean,
+            "feature_moving_var": self.feature_moving_var,
+            "epsilon": self.epsilon,
+        }
+
+
+def _live_statistics(x: Any) -> dict[str, Any]:
+    """Return the four statistics of a mini-batch, variances in two passes so that an offset costs no precision."""
+    statistics = {}
+    for name, axis in (("batch", 0), ("feature", -1)):
+        mean = ops.mean(x, axis=axis, keepdims=True)
+        statistics[f"{name}_mean"] = mean
+        statistics[f"{name}_var"] = ops.mean(ops.square(x - mean), axis=axis, keepdims=True)
+    return statistics
