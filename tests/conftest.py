@@ -1,4 +1,4 @@
-"""Two lanes: with TensorFlow everything is collected; `--without-tensorflow` collects what a serving install must pass."""
+"""Two lanes: everything with TensorFlow; `--without-tensorflow` collects what a serving install must pass."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--without-tensorflow") and importlib.util.find_spec("tensorflow"):
-        raise pytest.UsageError("Expected an environment without TensorFlow for --without-tensorflow. Received: one with.")
+        raise pytest.UsageError(
+            "Expected an environment without TensorFlow for --without-tensorflow. Received: one with."
+        )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
