@@ -73,7 +73,7 @@ def _lower(emit: "_Emitter", x: str, y: str, attributes: Mapping[str, Any], tabl
     layer = _Layer(
         emit("Cast", x, to=emit.dtype) if half else x,
         m=attributes["m"],
-        epsilon=attributes["epsilon"],
+        epsilon=float(attributes["epsilon"]),
         batch_scale=tables["gamma"] * float(attributes["w_b"]) / np.sqrt(tables["gamma"].size),
         feature_scale=tables["gamma"] * float(attributes["w_f"]) / np.sqrt(tables["gamma"].size),
     )

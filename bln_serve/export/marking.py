@@ -155,8 +155,8 @@ def _fill_in(model: onnx.ModelProto, marker: _Marker) -> None:
         node.attribute.extend(
             [
                 helper.make_attribute("m", layer.batch_size),
-                helper.make_attribute("epsilon", layer.epsilon),
                 # Written as text: an ONNX float attribute is float32, and the tables are folded in float64.
+                helper.make_attribute("epsilon", repr(layer.epsilon)),
                 helper.make_attribute("w_b", repr(w_b)),
                 helper.make_attribute("w_f", repr(w_f)),
                 helper.make_attribute("policy", marker.policies[id(layer)]),

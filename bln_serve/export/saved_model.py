@@ -109,7 +109,9 @@ def _input_structure(model: Any) -> Any:
 
 
 def _output_names(model: Any) -> list[str]:
-    structure = getattr(model, "output", None)
+    if isinstance(model, keras.Sequential):
+        return [_plain(model.layers[-1].name)]
+    structure = model.output
     if isinstance(structure, dict):
         # Flattened as Keras flattens the outputs themselves, which need not be the order of writing.
         return list(keras.tree.flatten({name: name for name in structure}))
