@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ class Artifact:
         A match shows that nothing was damaged on the way; whoever can rewrite a file can rewrite the manifest too.
 
         Raises:
-            IntegrityError: a file is missing, differs, or is a link; or the manifest does not name what is served.
+            IntegrityError: a file is missing, differs, or leaves the folder by a link; or the manifest does not name
+                what is served.
         """
         for name in (ONNX_MODEL, SAMPLES):
             if name not in self.manifest.files:
@@ -108,9 +110,10 @@ class Artifact:
             ArtifactError: samples.npz cannot be read.
         """
         try:
-            with np.load(self.path / SAMPLES, allow_pickle=False) as stored:
+            # Opened here, since np.load leaves a file of its own open when that is no archive.
+            with (self.path / SAMPLES).open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return _unflatten({key: stored[key] for key in stored.files})
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise ArtifactError(
                 f"Expected requests with answers in {self.path / SAMPLES}. Received: {error}"
             ) from error

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from bln_serve.errors import ArtifactError
+from bln_serve.errors import ArtifactError, UsageError
 from bln_serve.signature import ModelSignature
-from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule
+from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, StatisticsPolicy, mini_batch_rule
 from bln_serve.verification import Check, Tolerance
 
 FORMAT_VERSION = 1
@@ -90,8 +90,11 @@ class Manifest:
                     f"Expected a manifest of format version {FORMAT_VERSION}. Received: {format_version}. "
                     "Export the model again, or use the bln-serve version that wrote it."
                 )
-            return msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError as error:
+            manifest = msgspec.json.decode(text, type=cls)
+            for layer in manifest.layers:
+                StatisticsPolicy.from_code(layer.policy)
+            return manifest
+        except (msgspec.MsgspecError, UsageError, RecursionError) as error:
             raise ArtifactError(f"Expected {FILE_NAME} as bln-export writes it. Received: {error}") from error
 
 

@@ -117,9 +117,10 @@ def check_name(name: str) -> str:
     Raises:
         UsageError: it cannot.
     """
-    if not _NAME.fullmatch(name):
+    # A model's folder whose name is a version's would make its repository look like a model's folder.
+    if not _NAME.fullmatch(name) or _VERSION.fullmatch(name):
         raise UsageError(
-            "Expected a model name of letters, digits, '_', '.' and '-', beginning with a letter or digit. "
-            f"Received: {name!r}"
+            "Expected a model name of letters, digits, '_', '.' and '-', beginning with a letter or digit, and not a "
+            f"number alone. Received: {name!r}"
         )
     return name

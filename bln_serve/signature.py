@@ -70,9 +70,8 @@ class TensorSpec:
             self._check_integers(value, target)
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(value, target)
-        if target.kind == "f" and not np.isfinite(cast).all():
-            at = tuple(int(i) for i in np.argwhere(~np.isfinite(cast))[0])
-            raise self._error(f"Received: {value[at]} at index {list(at)}, which {self.dtype} cannot hold")
+        if target.kind == "f":
+            self._check_floats(value, cast)
         return cast
 
     def _check_shape(self, value: NDArray[Any]) -> None:
@@ -81,9 +80,18 @@ class TensorSpec:
         if value.shape[0] == 0:
             raise self._error("Received: no rows. Send at least one")
 
+    def _check_floats(self, value: NDArray[Any], cast: NDArray[Any]) -> None:
+        if not np.isfinite(cast).all():
+            at = tuple(int(i) for i in np.argwhere(~np.isfinite(cast))[0])
+            raise self._error(f"Received: {value[at]} at index {list(at)}, which {self.dtype} cannot hold")
+        if self.value_range:
+            self._check_range(value, *self.value_range)
+
     def _check_integers(self, value: NDArray[Any], target: np.dtype[Any]) -> None:
         limits = np.iinfo(target)
-        low, high = self.value_range or (limits.min, limits.max)
+        self._check_range(value, *(self.value_range or (limits.min, limits.max)))
+
+    def _check_range(self, value: NDArray[Any], low: int, high: int) -> None:
         outside = (value < low) | (value > high)
         if outside.any():
             at = tuple(int(i) for i in np.argwhere(outside)[0])

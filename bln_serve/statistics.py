@@ -272,7 +272,8 @@ class MiniBatchRule:
             near = [str(count) for count in (rows - 1, rows + 1) if count >= 1 and self.allows(count, size)]
             ways += [f"send {' or '.join(near)} rows"] if near else []
         if not ways:
-            ways.append(f"send at least {self.min_rows} rows")
+            most = f", at most {self.max_rows}" if self.max_rows else ""
+            ways.append(f"set mini_batch_rows to 0 and send at least {self.min_rows} rows{most}")
         return f"To be answered, {', or '.join(ways)}."
 
 

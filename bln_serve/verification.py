@@ -107,7 +107,8 @@ def compare(name: str, expected: NDArray[Any], actual: NDArray[Any], tolerance: 
     limit, largest = tolerance.limit(expected), _largest(expected)
     if expected.shape != actual.shape:
         return Check(name, np.inf, limit, largest, f"shape {actual.shape} in place of {expected.shape}")
-    difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity less infinity; what is not finite fails below
+        difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
     broken = ~np.isfinite(difference)
     worst = np.unravel_index(broken.argmax() if broken.any() else difference.argmax(), difference.shape)
     figure = np.inf if broken.any() else float(difference.max())
@@ -117,10 +118,13 @@ def compare(name: str, expected: NDArray[Any], actual: NDArray[Any], tolerance: 
 def compare_all(
     name: str, expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], tolerance: Tolerance
 ) -> Iterable[Check]:
-    """Compare every output by name; with several outputs each check names its own."""
+    """Compare every output by name; with several outputs each check names its own. A missing output fails."""
     for output, answer in expected.items():
         label = f"{name}, {output}" if len(expected) > 1 else name
-        yield compare(label, answer, actual[output], tolerance)
+        if output in actual:
+            yield compare(label, answer, actual[output], tolerance)
+        else:
+            yield Check(label, np.inf, tolerance.limit(answer), _largest(answer), f"no output {output!r}")
 
 
 def _largest(values: NDArray[Any]) -> float:

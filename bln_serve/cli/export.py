@@ -121,9 +121,8 @@ def _report(artifact: "Artifact") -> str:
     lines.append(f"wrote {artifact.path}")
     if manifest.tolerance.wider_than(Tolerance()):
         lines.append(f"note: --force allowed a wider tolerance than usual: rtol {manifest.tolerance.rtol:g}")
-    lines.append(
-        f"row coupling: {manifest.row_coupling} ({manifest.row_coupling_reason}). {what_may_be_sent(manifest)}"
-    )
+    lines.append(f"row coupling: {manifest.row_coupling} ({manifest.row_coupling_reason}).")
+    lines.append(what_may_be_sent(manifest))
     return "\n".join(lines) + "\n"
 
 

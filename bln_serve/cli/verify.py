@@ -31,8 +31,9 @@ def verify(path: Path) -> int:
         print(f"note: {name} is not in the manifest, and is not served")
     report = replay(artifact, Model(artifact))
     print(report.table())
-    if manifest.tolerance.wider_than(Tolerance()):
-        print(f"note: exported with --force under a wider tolerance than usual: rtol {manifest.tolerance.rtol:g}")
+    if (tolerance := manifest.tolerance).wider_than(Tolerance()):
+        figures = f"rtol {tolerance.rtol:g}, atol {tolerance.atol:g}"
+        print(f"note: exported with --force under a wider tolerance than usual: {figures}")
     if not report.passed:
         print("FAILED: this artifact does not answer as Keras did. Export the model again.")
         return _command.FAILED

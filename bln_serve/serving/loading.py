@@ -1,0 +1,87 @@
+"""From an exported version on disk to a model that has proved itself, falling back to older versions."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bln_serve.artifact import Artifact
+from bln_serve.errors import ArtifactError, BlnServeError
+from bln_serve.repository import ModelVersion
+from bln_serve.runtime import Model, replay
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BrokenVersion:
+    """A version that is there and is not served.
+
+    Attributes:
+        version: which.
+        reason: why, in a sentence.
+    """
+
+    version: ModelVersion
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of one model's versions.
+
+    Attributes:
+        version: the one to serve, or None where none passed.
+        model: that version, warmed by its own samples.
+        broken: the versions that were tried before it.
+    """
+
+    version: ModelVersion | None
+    model: Model | None
+    broken: tuple[BrokenVersion, ...]
+
+
+def load_first_verified(candidates: Sequence[ModelVersion], threads: int | None) -> Loaded:
+    """Load the first version that passes its verification.
+
+    Args:
+        candidates: versions of one model, in the order to try them.
+        threads: of one run; None for as many as there are processors.
+    """
+    broken: list[BrokenVersion] = []
+    for version in candidates:
+        try:
+            return Loaded(version, load_verified(version, threads), tuple(broken))
+        except BlnServeError as error:
+            reason = str(error)
+            logger.error("error: %s version %d is not served: %s", version.name, version.version, reason)
+        except Exception as error:  # one broken artifact must not keep the service from serving the others
+            reason = f"{type(error).__name__} while loading; the service's log has the details"
+            logger.exception("error: %s version %d is not served: %s", version.name, version.version, error)
+        broken.append(BrokenVersion(version, reason))
+    return Loaded(None, None, tuple(broken))
+
+
+def load_verified(version: ModelVersion, threads: int | None) -> Model:
+    """Load one version, check its files' hashes and have it answer its own samples.
+
+    Returns:
+        The model. Its first, slower runs are behind it.
+
+    Raises:
+        ArtifactError: the folder is no artifact, or its answers are not Keras's.
+        IntegrityError: a file is missing or differs from its hash.
+        RequestError: a sample is not a request that the model takes.
+        RunError: ONNX Runtime refused the model or a run.
+    """
+    artifact = Artifact.open(version.path)
+    artifact.check_hashes()
+    for name in artifact.unknown_files:
+        logger.warning("note: %s in %s is not in the manifest, and is not served", name, version.path)
+    model = Model(artifact, threads)
+    report = replay(artifact, model)
+    if not report.passed:
+        raise ArtifactError(
+            f"Expected {version.path} to answer its samples as Keras did. Received: {len(report.failures)} of "
+            f"{len(report.checks)} answers beyond the tolerance. See bln-verify {version.path}, and export again."
+        )
+    return model

@@ -1,0 +1,112 @@
+"""A request and its answer, whatever the wire format: read -> PredictRequest -> Work -> Prediction -> written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bln_serve.errors import MalformedRequestError
+from bln_serve.manifest import Manifest
+from bln_serve.signature import Arrays, rows_of
+from bln_serve.statistics import run_length
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What a client sent, read but not checked against the model.
+
+    Attributes:
+        inputs: by name, or one array without a name.
+        mini_batch_rows: as the body names it, 0 or more; None where it doesn't.
+    """
+
+    inputs: Mapping[str, NDArray[Any]] | NDArray[Any]
+    mini_batch_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checked request, ready to run.
+
+    Attributes:
+        inputs: as the model's signature demands, by name.
+        sizes: the rows of each mini-batch; None where rows are independent.
+    """
+
+    inputs: Arrays
+    sizes: tuple[int, ...] | None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the request has."""
+        return rows_of(self.inputs)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer and what it was computed with.
+
+    Attributes:
+        outputs: by name, each (rows, ...).
+        model: the model's name.
+        version: its version.
+        statistics: its policy's code, `mixed`, or None without BLN layers.
+        mini_batches: the rows of each mini-batch, run-length encoded; None where rows are independent.
+    """
+
+    outputs: Arrays
+    model: str
+    version: int
+    statistics: str | None
+    mini_batches: str | None
+
+    @property
+    def byte_count(self) -> int:
+        """The size of the outputs in memory."""
+        return sum(array.nbytes for array in self.outputs.values())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An answer in one wire format."""
+
+    body: bytes
+    media_type: str
+    headers: Mapping[str, str]
+
+
+def prepare(manifest: Manifest, request: PredictRequest, query_mini_batch_rows: int | None) -> Work:
+    """Check a request against a model and cut its rows.
+
+    Args:
+        manifest: the model's.
+        request: as read from the body.
+        query_mini_batch_rows: as the URL names it, or None.
+
+    Raises:
+        MalformedRequestError: URL and body disagree on the rows of a mini-batch.
+        InvalidInputError: an input has the wrong name, shape, dtype or values.
+        MiniBatchError: the rows cannot be cut so.
+    """
+    inputs = manifest.signature.validate(manifest.signature.named(request.inputs))
+    rows = one_value(query_mini_batch_rows, request.mini_batch_rows)
+    return Work(inputs, manifest.rule.cut(rows_of(inputs), rows) if manifest.rule else None)
+
+
+def one_value(in_url: int | None, in_body: int | None) -> int | None:
+    """Return the rows of a mini-batch that a request names, or None.
+
+    Raises:
+        MalformedRequestError: it names two different values.
+    """
+    if in_url is not None and in_body is not None and in_url != in_body:
+        raise MalformedRequestError(
+            f"Expected one value of mini_batch_rows. Received: {in_url} in the URL and {in_body} in the body."
+        )
+    return in_body if in_url is None else in_url
+
+
+def mini_batches(work: Work) -> str | None:
+    """Return the rows of each mini-batch as the answer states them."""
+    return None if work.sizes is None else run_length(work.sizes)

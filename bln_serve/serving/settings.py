@@ -1,0 +1,160 @@
+"""What can be set, once: each setting is an environment variable BLN_SERVE_NAME and a command-line option --name.
+
+The command line beats the environment, the environment beats the default.
+"""
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from bln_serve.errors import UsageError
+
+ENVIRONMENT_PREFIX = "BLN_SERVE_"
+
+# How an option's value is written in --help; otherwise as the option's own name.
+_METAVARS = {
+    "model": "NAME=VERSION",
+    "default_model": "NAME",
+    "max_body_bytes": "BYTES",
+    "max_queued_rows": "ROWS",
+    "shutdown_timeout_s": "SECONDS",
+    "threads": "N",
+}
+
+
+class Settings(BaseSettings):
+    """The service's settings. Frozen; every field's description is its --help."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+    )
+
+    paths: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(Path("models"),),
+        min_length=1,
+        description="model repositories, models' folders or versions' folders; the variable takes them "
+        "separated by commas",
+    )
+    model: Annotated[Mapping[str, int], NoDecode] = Field(
+        default_factory=dict,
+        description="serve this version of a model and no other; repeatable; the variable takes several, "
+        "separated by commas. By default the latest version that passes its verification",
+    )
+    default_model: str | None = Field(
+        default=None, description="the model that /predict answers for, where there are several"
+    )
+    host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 for every network")
+    port: int = Field(default=8000, ge=0, le=65535, description="the TCP port to listen on; 0 for any free one")
+    max_body_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=1, description="the largest request body accepted, in bytes"
+    )
+    max_queued_rows: int = Field(
+        default=16384, ge=1, description="the most rows that wait or run for one model; above it requests get 503"
+    )
+    shutdown_timeout_s: int = Field(
+        default=20,
+        ge=1,
+        description="seconds after SIGTERM in which accepted requests are answered; what is left then is refused, "
+        "and the process ends within two more",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="processor threads of one run; by default as many as there are processors"
+    )
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _read_pins(cls, value: Any) -> Any:
+        items = value.split(",") if isinstance(value, str) else value
+        if isinstance(items, Mapping):
+            return items
+        pins: dict[str, str] = {}
+        for item in items:
+            name, _, version = (part.strip() for part in item.partition("="))
+            if not name or not version.isascii() or not version.isdigit() or version.startswith("0"):
+                raise ValueError("NAME=VERSION, such as digits=2")
+            if pins.get(name, version) != version:
+                raise ValueError(f"one version a model, and not two for {name!r}")
+            pins[name] = version
+        return pins
+
+
+def from_command_line(argv: Sequence[str] | None = None) -> Settings:
+    """Read the command line and, for what it leaves out, the environment.
+
+    Args:
+        argv: the arguments after the program's name; None for the process's own.
+
+    Raises:
+        UsageError: a value is wrong, or a BLN_SERVE_ variable names no setting.
+        SystemExit: argparse's own end, for --help and unknown options.
+    """
+    return make(**vars(_parser().parse_args(argv)))
+
+
+def make(**values: Any) -> Settings:
+    """Make settings from values and, for what they leave out, the environment.
+
+    Raises:
+        UsageError: a value is wrong, or a BLN_SERVE_ variable names no setting.
+    """
+    _check_environment()
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise UsageError(" ".join(_sentence(detail) for detail in error.errors())) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bln-serve",
+        description="Serve exported models: POST /predict answers, /healthz and /readyz say how the service is.",
+        epilog=f"Every option is also an environment variable, such as {ENVIRONMENT_PREFIX}PORT.",
+        argument_default=argparse.SUPPRESS,  # what is left out is left to the environment
+        allow_abbrev=False,
+    )
+    for name, field in Settings.model_fields.items():
+        text = f"{field.description}{_default(field.get_default(call_default_factory=True))}".replace("%", "%%")
+        if name == "paths":
+            parser.add_argument("paths", nargs="*", metavar="PATH", help=text, default=argparse.SUPPRESS)
+        else:
+            action = "append" if name == "model" else "store"
+            option = f"--{name.replace('_', '-')}"
+            parser.add_argument(option, action=action, metavar=_METAVARS.get(name, name.upper()), help=text)
+    return parser
+
+
+def _default(value: Any) -> str:
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f" (default: {shown})" if shown is not None and shown != {} else ""
+
+
+def _sentence(detail: Any) -> str:
+    name = str(detail["loc"][0]) if detail["loc"] else "settings"
+    if detail["type"] == "extra_forbidden":
+        return f"Expected one of the settings {', '.join(Settings.model_fields)}. Received: {name!r}."
+    option = "PATH" if name == "paths" else f"--{name.replace('_', '-')}"
+    reason = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"Expected of {option} ({ENVIRONMENT_PREFIX}{name.upper()}): {reason}. Received: {detail['input']!r}."
+
+
+def _check_environment() -> None:
+    # pydantic-settings looks up the names it knows and so passes over a misspelt one in silence.
+    known = [f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for variable in os.environ:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable.upper() not in known:
+            nearest = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.0)[0]
+            raise UsageError(
+                f"Expected environment variables that name a setting. Received: {variable}. "
+                f"Did you mean {nearest}? All of them: {', '.join(known)}."
+            )

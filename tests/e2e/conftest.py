@@ -1,0 +1,48 @@
+"""Real servers, which end with their tests."""
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.server import COMMAND, DEADLINE_S, ROOT, Server, environment
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start a server with these arguments and variables; it ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str, **variables: str) -> Server:
+            server = Server(*arguments, **variables)
+            stack.callback(server.end)
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def server(golden_artifacts: Path) -> Iterator[Server]:
+    """One server with every golden model."""
+    server = Server(str(golden_artifacts))
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run bln-serve to its end."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=ROOT,
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from bln_serve.errors import UsageError
+from bln_serve.serving.settings import Settings, from_command_line, make
+
+
+def test_defaults() -> None:
+    settings = from_command_line([])
+    assert settings.paths == (Path("models"),)
+    assert (settings.host, settings.port, settings.max_body_bytes) == ("127.0.0.1", 8000, 8 * 1024 * 1024)
+    assert settings.model == {}
+
+
+def test_the_command_line_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLN_SERVE_PORT", "7001")
+    monkeypatch.setenv("BLN_SERVE_THREADS", "3")
+    settings = from_command_line(["--port", "7002"])
+    assert (settings.port, settings.threads) == (7002, 3)
+
+
+def test_lists_on_the_command_line_and_in_the_environment_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from_line = from_command_line(["a", "b", "--model", "digits=2", "--model", "reviews=1"])
+    monkeypatch.setenv("BLN_SERVE_PATHS", "a, b")
+    monkeypatch.setenv("BLN_SERVE_MODEL", "digits=2,reviews=1")
+    assert from_command_line([]) == from_line
+    assert from_line.paths == (Path("a"), Path("b"))
+    assert from_line.model == {"digits": 2, "reviews": 1}
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLN_SERVE_PORT", "")
+    assert make().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("variable", "suggestion"), [("BLN_SERVE_PROT", "BLN_SERVE_PORT"), ("BLN_SERVE_MODELS", "BLN_SERVE_MODEL")]
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_right_one(
+    variable: str, suggestion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(UsageError, match=rf"Received: {variable}\. Did you mean {suggestion}\?"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--port", "x"], r"Expected of --port \(BLN_SERVE_PORT\): a valid integer.* Received: 'x'"),
+        (["--port", "65536"], "less than or equal to 65535. Received: '65536'"),
+        (["--max-queued-rows", "0"], "--max-queued-rows .* greater than or equal to 1"),
+        (["--model", "digits"], r"Expected of --model \(BLN_SERVE_MODEL\): NAME=VERSION, such as digits=2"),
+        (["--model", "digits=01"], "NAME=VERSION"),
+        (["--model", "digits=1", "--model", "digits=2"], "one version a model, and not two for 'digits'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_a_sentence(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        from_command_line(arguments)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"Expected one of the settings paths, .* Received: 'ports'"):
+        make(ports=1)
+
+
+def test_an_unknown_option_ends_with_2_and_is_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        from_command_line(["--por", "1"])
+    assert "unrecognized arguments: --por" in capsys.readouterr().err
+
+
+def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        from_command_line(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert " ".join(field.description.split()) in shown
+        assert name == "paths" or f"--{name.replace('_', '-')} " in shown

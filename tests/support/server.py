@@ -1,0 +1,79 @@
+"""A real server: its own process on a free port of 127.0.0.1, ended by its own process id."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DEADLINE_S = 60
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-c", "import sys; from bln_serve.cli.serve import main; sys.exit(main())"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("BLN_SERVE_")}
+    return {**inherited, **more}
+
+
+class Server:
+    """A bln-serve process that listens."""
+
+    def __init__(self, *arguments: str, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments, "--port", "0"],
+            cwd=ROOT,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout
+        self.first_line = self.process.stdout.readline().rstrip()
+        assert self.first_line.startswith("bln-serve listening on "), self.first_line
+        self.url = self.first_line.rpartition(" ")[2]
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, args=[self.process.stdout], daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: Any) -> None:
+        self.lines.extend(line.rstrip() for line in stream)
+
+    def client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(base_url=self.url, timeout=DEADLINE_S, limits=limits, trust_env=False)
+
+    async def wait_until_ready(self, client: httpx.AsyncClient) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while (await client.get("/readyz")).json()["loading"]:
+                await asyncio.sleep(0.02)
+
+    async def wait_for_queued_rows(self, client: httpx.AsyncClient, rows: int) -> None:
+        """Wait until exactly so many rows wait or run."""
+        async with asyncio.timeout(DEADLINE_S):
+            while await self.queued_rows(client) != rows:
+                await asyncio.sleep(0.005)
+
+    async def queued_rows(self, client: httpx.AsyncClient) -> int:
+        return sum(model["queued_rows"] for model in (await client.get("/readyz")).json()["models"])
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        code = self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+        return code
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(DEADLINE_S)
+        assert self.process.stdout
+        self.process.stdout.close()
