@@ -33,7 +33,7 @@ lint: $(VENV)  ## formatting, style, types, and who may import whom
 	.venv/bin/lint-imports
 
 bench: $(VENV)  ## how fast, as ratios side by side
-	.venv/bin/python -m tests.benchmarks
+	PYTHONPATH=tests .venv/bin/python -m benchmarks
 
 train: $(VENV)  ## train the shipped models again, in place
 	.venv/bin/python models/train_digits_cnn.py

@@ -1,0 +1,1 @@
+"""How fast, as ratios side by side in one run: PYTHONPATH=tests python -m benchmarks (make bench)."""

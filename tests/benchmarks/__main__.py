@@ -1,0 +1,29 @@
+"""Print every table: PYTHONPATH=tests python -m benchmarks [inference|training|service ...]."""
+
+import os
+import platform
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from . import inference, service, training
+
+TABLES = {
+    "inference": ("One run of a shipped model, one thread", inference.rows),
+    "training": ("A training step of the paper's CNN, m = 25", training.rows),
+    "service": ("The service on npy bodies, client on the same machine", service.rows),
+}
+
+
+def main() -> None:
+    """Print the tables asked for, or all."""
+    print(f"Python {platform.python_version()}, {os.cpu_count()} processors. Ratios are medians of turns side by side.")
+    for name in sys.argv[1:] or TABLES:
+        title, rows = TABLES[name]
+        print(f"\n{title}\n", flush=True)
+        for row in rows():
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
