@@ -6,10 +6,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bln_serve.cli import _command
 from bln_serve.manifest import Manifest
+from bln_serve.repository import versions_in
 from bln_serve.statistics import RowCoupling, StatisticsPolicy
 from bln_serve.verification import Tolerance
 
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    before = versions_in(Path(arguments.out) / (arguments.name or Path(arguments.model).stem))
     with _progress() as on_stage:
         on_stage("importing TensorFlow")
         with _quiet_import():
@@ -77,7 +80,8 @@ def _export(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             on_stage=on_stage,
         )
-    print(artifact.manifest.to_json().decode() if arguments.json else _report(artifact), end="")
+    replaced = artifact.manifest.version in before
+    print(artifact.manifest.to_json().decode() if arguments.json else _report(artifact, replaced), end="")
     return 0
 
 
@@ -114,11 +118,11 @@ def _progress() -> "Iterator[Callable[[str], None]]":
         yield status.update
 
 
-def _report(artifact: "Artifact") -> str:
+def _report(artifact: "Artifact", replaced: bool) -> str:
     manifest = artifact.manifest
     lines = [f"{manifest.name} version {manifest.version}: {_layers(manifest)}"]
     lines += [check.line() for check in manifest.checks]
-    lines.append(f"wrote {artifact.path}")
+    lines.append(f"{'--force replaced' if replaced else 'wrote'} {artifact.path}")
     if manifest.tolerance.wider_than(Tolerance()):
         lines.append(f"note: --force allowed a wider tolerance than usual: rtol {manifest.tolerance.rtol:g}")
     lines.append(f"row coupling: {manifest.row_coupling} ({manifest.row_coupling_reason}).")
