@@ -66,7 +66,8 @@ class StatisticsPolicy:
     @classmethod
     def from_flags(cls, flags: Iterable[bool]) -> "StatisticsPolicy":
         """Read the layer's four `..._moving_...` flags: True is population."""
-        return cls(*(Source.POPULATION if flag else Source.MINI_BATCH for flag in flags))
+        sources = (Source.POPULATION if flag else Source.MINI_BATCH for flag in flags)
+        return cls(**dict(zip(STATISTICS, sources, strict=True)))
 
     @classmethod
     def parse(cls, text: str, default: "StatisticsPolicy") -> "StatisticsPolicy":
@@ -84,16 +85,16 @@ class StatisticsPolicy:
             return cls(*(Source(text),) * 4)
         if "=" not in text:
             return cls.from_code(text)
-        chosen = dict(default.sources)
+        chosen: dict[str, Source] = {}
         for item in text.split(","):
             statistic, _, source = (part.strip() for part in item.partition("="))
-            if statistic not in STATISTICS or source not in set(Source):
+            if statistic not in STATISTICS or source not in set(Source) or statistic in chosen:
                 raise UsageError(
-                    f"Expected STATISTIC=SOURCE with a statistic of {', '.join(STATISTICS)} and a source of "
-                    f"{', '.join(Source)}. Received: {item!r}"
+                    f"Expected STATISTIC=SOURCE, each once, with a statistic of {', '.join(STATISTICS)} and a source "
+                    f"of {', '.join(Source)}. Received: {item!r}"
                 )
             chosen[statistic] = Source(source)
-        return cls(**chosen)
+        return cls(**{**default.sources, **chosen})
 
     @property
     def sources(self) -> Mapping[str, Source]:

@@ -5,6 +5,7 @@ every version present are independent. Otherwise `max_batch_size: 0` with every 
 client sends one whole mini-batch a request.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def manifests_in(model_folder: Path) -> list[Manifest]:
 def write_config(model_folder: Path, manifests: Sequence[Manifest]) -> None:
     """Write config.pbtxt for these versions, by rename."""
     write_atomically(model_folder / FILE_NAME, config(manifests).encode())
+
+
+def refresh(model_folder: Path) -> None:
+    """Make config.pbtxt fit the versions that are there; a folder without any vanishes."""
+    if manifests := manifests_in(model_folder):
+        write_config(model_folder, manifests)
+    elif not versions_in(model_folder):
+        with contextlib.suppress(OSError):  # there is none, or another export is at work in it
+            (model_folder / FILE_NAME).unlink(missing_ok=True)
+            model_folder.rmdir()
 
 
 def config(manifests: Sequence[Manifest]) -> str:

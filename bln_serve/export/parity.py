@@ -1,7 +1,8 @@
 """Keras against SavedModel against ONNX, number by number, on requests as a client would send them.
 
-Every comparison is made on two different batches: an operator that silently keeps statistics of its own may agree with
-Keras on one. The requests and Keras's answers become the artifact's samples.
+Every comparison is made on several different batches: an operator that silently keeps statistics of its own may agree
+with Keras on one, and what a wrong constant moves depends on the inputs. The requests and Keras's answers become the
+artifact's samples.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,8 @@ from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, st
 from bln_serve.verification import Check, Tolerance, VerificationReport, compare_all
 
 SEED = 2209_08898
-# Mean and standard deviation of the two batches of float inputs.
-_BATCHES = ((0.0, 1.0), (0.5, 2.0))
+# Mean and standard deviation of each batch's float inputs: standardised, wider, and far from zero as raw pixels are.
+_BATCHES = ((0.0, 1.0), (0.5, 2.0), (8.0, 4.0))
 _ROWS_WITHOUT_BLN = 8
 
 Predict = Callable[[Arrays], Mapping[str, NDArray[Any]]]
@@ -103,8 +104,8 @@ def verify(
     rows = rule.default_rows if rule else max((layer.m for layer in layers), default=_ROWS_WITHOUT_BLN)
     for case in cases(rule, rows):
         requests = [
-            draw(callee.signature.inputs, case.rows, np.random.default_rng([SEED, case.rows, batch]), *_BATCHES[batch])
-            for batch in range(len(_BATCHES))
+            draw(callee.signature.inputs, case.rows, np.random.default_rng([SEED, case.rows, index]), *spread)
+            for index, spread in enumerate(_BATCHES)
         ]
         answers = [_keras(callee, request, case.size or case.rows) for request in requests]
         samples += [
@@ -130,12 +131,14 @@ def verify(
 def draw(
     specs: Sequence[TensorSpec], rows: int, generator: np.random.Generator, mean: float = 0.0, deviation: float = 1.0
 ) -> Arrays:
-    """Draw one request: normal floats, integers within their range (0 and 1 where none is known), random booleans."""
+    """Draw one request: normal floats, integers within their range (0 and 1 where none is known), random booleans.
+
+    Floats with a range, which index an embedding, are drawn as integers.
+    """
     arrays = {}
     for spec in specs:
         shape = (rows, *(size or 1 for size in spec.shape[1:]))
-        kind = np.dtype(spec.dtype).kind
-        if kind == "f":
+        if np.dtype(spec.dtype).kind == "f" and spec.value_range is None:
             arrays[spec.name] = generator.normal(mean, deviation, shape).astype(spec.dtype)
         else:
             low, high = spec.value_range or (0, 1)
@@ -174,7 +177,7 @@ def _in_mini_batches(predict: Predict, request: Arrays, case: Case) -> Arrays:
 
 
 def _worst_of_each(checks: Sequence[Check]) -> list[Check]:
-    """Keep the worse of two batches for each name."""
+    """Keep the worst of all batches for each name."""
     worst: dict[str, Check] = {}
     for check in checks:
         held = worst.get(check.name)

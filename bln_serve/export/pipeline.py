@@ -26,6 +26,7 @@ from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import FORMAT_VERSION, Manifest
 from bln_serve.repository import check_name, next_version
 from bln_serve.runtime import OnnxSession
+from bln_serve.signature import ModelSignature
 from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule, strongest
 from bln_serve.verification import Tolerance
 
@@ -121,15 +122,17 @@ def export(
     name = check_name(name or (path.stem if path else model_or_path.name))
     folder = Path(out) / name
     version = version or next_version(folder)
-    with staged(folder / str(version), replace=force) as stage:
-        on_stage("loading the model")
-        model = loading.load(path) if path else model_or_path
-        source = sha256(path) if path else None
-        order = _Order(name, version, source, tolerance, opset, statistics, mini_batch_rows)
-        manifest = _make(model, stage, order, on_stage)
-        # Before the version appears: Triton must not batch a coupled version for a moment.
-        deployment.write_config(folder, [*deployment.manifests_in(folder), manifest])
-    deployment.write_config(folder, deployment.manifests_in(folder))
+    try:
+        with staged(folder / str(version), replace=force) as stage:
+            on_stage("loading the model")
+            model = loading.load(path) if path else model_or_path
+            source = sha256(path) if path else None
+            order = _Order(name, version, source, tolerance, opset, statistics, mini_batch_rows)
+            manifest = _make(model, stage, order, on_stage)
+            # Before the version appears: Triton must not batch a coupled version for a moment.
+            deployment.write_config(folder, [*deployment.manifests_in(folder), manifest])
+    finally:
+        deployment.refresh(folder)
     return Artifact.open(folder / str(version))
 
 
@@ -159,7 +162,8 @@ def _make(model: Any, folder: Path, order: _Order, on_stage: Stage) -> Manifest:
         on_stage("writing the SavedModel")
         saved_model.write(callee, folder)
         on_stage("converting to ONNX")
-        _write_onnx(_convert(callee, frozen, order.opset), folder / ONNX_MODEL, order.name, rows)
+        onnx_model = _convert(callee, frozen, order.opset)
+        _write_onnx(onnx_model, folder / ONNX_MODEL, order.name, rows, callee.signature)
         on_stage("verifying")
         found = _verify(callee, folder, rows, order.tolerance)
     write_samples(folder, found.samples)
@@ -208,12 +212,13 @@ def _convert(callee: saved_model.Callee, frozen: Sequence[freezing.FrozenLayer],
     return model
 
 
-def _write_onnx(model: onnx.ModelProto, path: Path, name: str, rows: _Rows) -> None:
+def _write_onnx(model: onnx.ModelProto, path: Path, name: str, rows: _Rows, signature: ModelSignature) -> None:
     """Write model.onnx, with what a reader of this file alone needs to know in its metadata."""
     model.graph.name = name
     model.producer_name, model.producer_version = "bln-serve", bln_serve.__version__
-    facts = {f"bln.{key}": msgspec.json.encode(value).decode().strip('"') for key, value in rows.facts().items()}
-    onnx.helper.set_model_props(model, facts)
+    facts = {**rows.facts(), "inputs": signature.inputs}
+    texts = {f"bln.{key}": msgspec.json.encode(value).decode().strip('"') for key, value in facts.items()}
+    onnx.helper.set_model_props(model, texts)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

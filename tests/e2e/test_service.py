@@ -221,19 +221,30 @@ def test_a_request_that_never_ends_does_not_keep_the_service_from_ending(
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert _read_until(connection, b'{"alive":true}').startswith(b"HTTP/1.1 200 ")
         asyncio.run(_until_ready(server))
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n"
             b"expect: 100-continue\r\n\r\n"
         )
-        assert connection.recv(65536).startswith(b"HTTP/1.1 100 "), "the service has begun to read the body"
+        # The service has begun to read the body.
+        assert _read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
         server.terminate()
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"before the service goes down. Received: a part of it" in answer
     assert server.wait() == 0
     assert not [line for line in server.lines if "Traceback" in line]
+
+
+def _read_until(connection: socket.socket, end: bytes) -> bytes:
+    """Read from a socket, which may hand over a message in any number of pieces."""
+    received = b""
+    while not received.endswith(end):
+        part = connection.recv(65536)
+        assert part, received
+        received += part
+    return received
 
 
 async def _until_ready(server: Any) -> None:

@@ -107,7 +107,9 @@ def test_more_rows_than_slots_are_refused_inside_a_graph() -> None:
     model = one_layer((3,), 4, "MMPP")
     graph = tf.function(lambda x: model(x, training=False), input_signature=[tf.TensorSpec((None, 3))])
     assert graph(np.zeros((4, 3), np.float32)).shape == (4, 3)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"Expected at most 4 rows in layer .*bln.*, which has 4 slots"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"Expected at most 4 rows in layer .*bln.*, which has 4 slots"
+    ):
         graph(np.zeros((5, 3), np.float32))
 
 

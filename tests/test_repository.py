@@ -1,0 +1,152 @@
+"""Which models and versions lie where, however the folder is given."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bln_serve.errors import ModelNotFoundError, UsageError
+from bln_serve.manifest import FILE_NAME
+from bln_serve.repository import ModelVersion, candidates, check_name, find, next_version, versions_in
+
+
+@pytest.fixture
+def place(golden_artifacts: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+    """Copy the manifest of a golden model to a place below an empty repository: place("tiny_mpmm", "tiny_mpmm/2")."""
+
+    def copy(name: str, where: str) -> Path:
+        folder = tmp_path / "models" / where
+        folder.mkdir(parents=True)
+        shutil.copy(golden_artifacts / name / "1" / FILE_NAME, folder)
+        return tmp_path / "models"
+
+    return copy
+
+
+def listed(found: list[ModelVersion]) -> list[tuple[str, int, str]]:
+    return [(item.name, item.version, "/".join(item.path.parts[-2:])) for item in found]
+
+
+def test_a_repository_holds_every_model_sorted_by_number(place: Callable[[str, str], Path]) -> None:
+    for where in ("b/10", "b/9", "a/1"):
+        repository = place("tiny_mpmm", where)
+    assert listed(find(repository)) == [("a", 1, "a/1"), ("b", 9, "b/9"), ("b", 10, "b/10")]
+
+
+def test_golden_repository_is_found(golden_artifacts: Path) -> None:
+    names = [item.name for item in find(golden_artifacts)]
+    assert names == ["digits_cnn", "digits_rnn", "tiny_mpmm", "tiny_pppp", "tiny_two_inputs"]
+
+
+def test_a_models_folder_is_found_under_the_name_in_its_manifests(place: Callable[[str, str], Path]) -> None:
+    place("tiny_mpmm", "model/1")
+    repository = place("tiny_mpmm", "model/2")
+    assert listed(find(repository / "model")) == [("tiny_mpmm", 1, "model/1"), ("tiny_mpmm", 2, "model/2")]
+
+
+def test_a_versions_folder_is_found_whatever_it_is_called(place: Callable[[str, str], Path]) -> None:
+    repository = place("tiny_mpmm", "mnt/data")
+    assert listed(find(repository / "mnt" / "data")) == [("tiny_mpmm", 1, "mnt/data")]
+
+
+def test_in_a_repository_the_folder_gives_the_name(place: Callable[[str, str], Path]) -> None:
+    assert listed(find(place("tiny_mpmm", "renamed/1"))) == [("renamed", 1, "renamed/1")]
+
+
+def test_an_unreadable_version_is_found_and_named_by_its_mate(place: Callable[[str, str], Path]) -> None:
+    place("tiny_mpmm", "model/1")
+    repository = place("tiny_mpmm", "model/2")
+    (repository / "model" / "2" / FILE_NAME).write_text("damaged")
+    assert listed(find(repository / "model")) == [("tiny_mpmm", 1, "model/1"), ("tiny_mpmm", 2, "model/2")]
+
+
+def test_a_models_folder_without_any_readable_version_is_named_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "lost" / "3").mkdir(parents=True)
+    assert listed(find(tmp_path / "lost")) == [("lost", 3, "lost/3")]
+
+
+@pytest.mark.parametrize("name", ["01", "0", "-1", "+1", "1.0", "v1", ".1.k3j2", "1 ", "²", "1" * 19])
+def test_what_is_no_positive_integer_without_leading_zeros_is_no_version(tmp_path: Path, name: str) -> None:
+    for folder in (name, "7"):
+        (tmp_path / "model" / folder).mkdir(parents=True)
+    assert versions_in(tmp_path / "model") == [7]
+
+
+def test_a_file_named_as_a_version_is_none(tmp_path: Path) -> None:
+    (tmp_path / "1").write_text("")
+    assert versions_in(tmp_path) == []
+    assert versions_in(tmp_path / "absent") == []
+
+
+def test_folders_that_cannot_be_a_models_are_passed_over(place: Callable[[str, str], Path]) -> None:
+    place("tiny_mpmm", ".hidden/1")
+    place("tiny_mpmm", "with space/1")
+    assert listed(find(place("tiny_mpmm", "plain/1"))) == [("plain", 1, "plain/1")]
+
+
+def test_an_empty_folder_is_refused_with_the_way_to_fill_it(tmp_path: Path) -> None:
+    (tmp_path / "empty_model").mkdir()
+    message = (
+        r"NAME/VERSION/manifest.json.* Received: a folder without any exported version\. .* bln-export MODEL.keras"
+    )
+    with pytest.raises(ModelNotFoundError, match=message):
+        find(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"version's at .*absent. Received: no such folder"):
+        find(tmp_path / "absent")
+
+
+def test_next_version_follows_the_latest_by_number(tmp_path: Path) -> None:
+    assert next_version(tmp_path / "model") == 1
+    for version in ("9", "10", "0011"):
+        (tmp_path / "model" / version).mkdir(parents=True)
+    assert next_version(tmp_path / "model") == 11
+
+
+HERE = Path("here")
+FOUND = [
+    ModelVersion("b", 1, HERE),
+    ModelVersion("a", 9, HERE),
+    ModelVersion("a", 10, HERE),
+    ModelVersion("a", 2, HERE),
+]
+
+
+def tried(pins: dict[str, int]) -> dict[str, list[int]]:
+    return {name: [item.version for item in versions] for name, versions in candidates(FOUND, pins).items()}
+
+
+def test_candidates_go_from_the_latest_down() -> None:
+    assert tried({}) == {"a": [10, 9, 2], "b": [1]}
+    assert list(tried({})) == ["a", "b"]
+
+
+def test_a_pin_leaves_one_version_and_other_models_alone() -> None:
+    assert tried({"a": 9}) == {"a": [9], "b": [1]}
+
+
+@pytest.mark.parametrize(("pins", "there"), [({"a": 3}, "10, 9, 2"), ({"c": 1}, "none")])
+def test_a_pin_to_what_is_not_there_is_refused(pins: dict[str, int], there: str) -> None:
+    ((name, version),) = pins.items()
+    message = f"Expected version {version} of model '{name}', which is pinned. Versions there: {there}."
+    with pytest.raises(ModelNotFoundError, match=message):
+        candidates(FOUND, pins)
+
+
+@pytest.mark.parametrize("name", ["digits", "a", "A-1_b.c", "2nd", "007"])
+def test_names_that_can_be_a_folder_and_part_of_a_url_are_taken(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "a b", "-x", "ümlaut", "a\n", "a:b"])
+def test_names_that_cannot_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"letters, digits, '_', '.' and '-', beginning .* Received: '"):
+        check_name(name)
+
+
+def test_a_name_that_reads_as_a_version_is_refused_since_its_repository_would_read_as_a_model() -> None:
+    with pytest.raises(UsageError, match="not a number alone. Received: '123'"):
+        check_name("123")
