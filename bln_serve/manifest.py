@@ -7,12 +7,13 @@ rows are coupled, how exactly the export was checked, and whether the other file
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from bln_serve.errors import ArtifactError, UsageError
 from bln_serve.signature import ModelSignature
-from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, StatisticsPolicy, mini_batch_rule
+from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule, strongest
 from bln_serve.verification import Check, Tolerance
 
 FORMAT_VERSION = 1
@@ -72,6 +73,22 @@ class Manifest:
         """How rows may be cut, or None where they are independent."""
         return mini_batch_rule(self.layers, self.mini_batch_rows or 1)
 
+    def _check_rows(self) -> None:
+        """Recompute from the layers what the manifest says of rows: whoever serves it relies on both."""
+        counts = [self.version, *(layer.m for layer in self.layers)]
+        if self.mini_batch_rows is not None:
+            counts.append(self.mini_batch_rows)
+        if min(counts) < 1:
+            raise ArtifactError(f"Expected m, mini_batch_rows and version to be at least 1 in {FILE_NAME}.")
+        expected = row_facts(self.layers, self.mini_batch_rows)
+        del expected["row_coupling_reason"]  # a sentence, which later versions may word otherwise
+        for name, value in expected.items():
+            if getattr(self, name) != value:
+                raise ArtifactError(
+                    f"Expected {name} in {FILE_NAME} to be {value!r}, as its layers say. "
+                    f"Received: {getattr(self, name)!r}. Export the model again."
+                )
+
     def to_json(self) -> bytes:
         """Return the text of manifest.json."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -91,11 +108,22 @@ class Manifest:
                     "Export the model again, or use the bln-serve version that wrote it."
                 )
             manifest = msgspec.json.decode(text, type=cls)
-            for layer in manifest.layers:
-                StatisticsPolicy.from_code(layer.policy)
+            manifest._check_rows()
             return manifest
         except (msgspec.MsgspecError, UsageError, RecursionError) as error:
             raise ArtifactError(f"Expected {FILE_NAME} as bln-export writes it. Received: {error}") from error
+
+
+def row_facts(layers: tuple[LayerStatistics, ...], mini_batch_rows: int | None) -> dict[str, Any]:
+    """Return the manifest's fields that follow from a model's BLN layers, by name."""
+    rule, (coupling, reason) = mini_batch_rule(layers, mini_batch_rows or 1), strongest(layers)
+    return {
+        "mini_batch_rows": mini_batch_rows,
+        "min_mini_batch_rows": rule.min_rows if rule else 1,
+        "max_mini_batch_rows": rule.max_rows if rule else None,
+        "row_coupling": coupling,
+        "row_coupling_reason": reason,
+    }
 
 
 @dataclass(frozen=True)

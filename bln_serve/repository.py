@@ -70,10 +70,12 @@ def find(path: Path) -> list[ModelVersion]:
         ]
         if found:
             return found
+    received = "no such folder"
+    if path.exists():
+        received = "a folder without any exported version" if path.is_dir() else "a file"
     raise ModelNotFoundError(
         f"Expected a model repository (NAME/VERSION/{MANIFEST}), a model's folder or a version's at {path}. "
-        f"Received: {'a folder without any exported version' if path.is_dir() else 'no such folder'}. "
-        "Export a model first: bln-export MODEL.keras -o DIRECTORY"
+        f"Received: {received}. Export a model first: bln-export MODEL.keras -o DIRECTORY"
     )
 
 

@@ -23,6 +23,11 @@ STATISTICS = ("batch_mean", "batch_var", "feature_mean", "feature_var")
 """The four statistics, in the order of a policy's letters."""
 
 
+def in_words(statistic: str) -> str:
+    """Return a statistic's name as a person says it, such as `batch variance`."""
+    return statistic.replace("var", "variance").replace("_", " ")
+
+
 class Source(StrEnum):
     """Where a statistic comes from at inference."""
 
@@ -83,8 +88,13 @@ class StatisticsPolicy:
         """
         if text in set(Source):
             return cls(*(Source(text),) * 4)
-        if "=" not in text:
+        if re.fullmatch("[PM]{4}", text):
             return cls.from_code(text)
+        if "=" not in text:
+            raise UsageError(
+                f"Expected a policy: four letters, each P or M, such as PPMM; {' or '.join(Source)} for all four; or "
+                f"STATISTIC=SOURCE,... Received: {text!r}"
+            )
         chosen: dict[str, Source] = {}
         for item in text.split(","):
             statistic, _, source = (part.strip() for part in item.partition("="))
@@ -187,7 +197,7 @@ class LayerStatistics:
 
 
 def _listed(statistics: tuple[str, ...]) -> str:
-    names = " and ".join(name.replace("var", "variance").replace("_", " ") for name in statistics)
+    names = " and ".join(map(in_words, statistics))
     return f"{names} {'is' if len(statistics) == 1 else 'are'}"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bln_serve.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -25,6 +27,12 @@ class Tolerance:
 
     atol: float = 0.0
     rtol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.atol < np.inf and 0 <= self.rtol < np.inf):
+            raise UsageError(
+                f"Expected a tolerance of finite numbers from 0. Received: atol {self.atol}, rtol {self.rtol}"
+            )
 
     def limit(self, expected: NDArray[Any]) -> float:
         """Return the largest difference allowed from `expected`."""

@@ -11,7 +11,7 @@ from support.artifacts import NAMES
 from support.laws import law
 
 from bln_serve.errors import ArtifactError
-from bln_serve.manifest import FILE_NAME, FORMAT_VERSION, Manifest, read_manifest
+from bln_serve.manifest import FILE_NAME, FORMAT_VERSION, Manifest, read_manifest, row_facts
 from bln_serve.signature import ModelSignature, TensorSpec
 from bln_serve.statistics import ALL_POLICIES, LayerStatistics, RowCoupling
 from bln_serve.verification import Check, Tolerance
@@ -38,8 +38,12 @@ def tuples_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...
     return st.lists(items, max_size=3).map(tuple)
 
 
+def consistent(layers: tuple[LayerStatistics, ...], mini_batch_rows: int | None, **fields: Any) -> Manifest:
+    return Manifest(layers=layers, **row_facts(layers, mini_batch_rows), **fields)
+
+
 MANIFESTS = st.builds(
-    Manifest,
+    consistent,
     format_version=st.just(FORMAT_VERSION),
     name=WORDS,
     version=COUNTS,
@@ -48,11 +52,7 @@ MANIFESTS = st.builds(
     signature=st.builds(ModelSignature, inputs=tuples_of(SPECS), outputs=tuples_of(SPECS)),
     layers=tuples_of(LAYERS),
     mini_batch_rows=MAYBE,
-    min_mini_batch_rows=COUNTS,
-    max_mini_batch_rows=MAYBE,
-    row_coupling=st.sampled_from(RowCoupling),
-    row_coupling_reason=WORDS,
-    tolerance=st.builds(Tolerance, atol=FINITE, rtol=FINITE),
+    tolerance=st.builds(Tolerance, atol=FINITE.map(abs), rtol=FINITE.map(abs)),
     checks=tuples_of(CHECKS),
     tools=st.dictionaries(WORDS, WORDS, max_size=3),
     files=st.dictionaries(WORDS, WORDS, max_size=3),
@@ -92,7 +92,8 @@ def test_statistics_is_the_common_policy(
     golden_artifacts: Path, policies: tuple[str, ...], statistics: str | None
 ) -> None:
     fields = golden_fields(golden_artifacts)
-    fields["layers"] = [{"name": "bn", "policy": policy, "m": 5} for policy in policies]
+    layers = tuple(LayerStatistics("bn", policy, 5) for policy in policies)
+    fields |= {"layers": [vars(layer) for layer in layers], **row_facts(layers, 5)}
     assert Manifest.from_json(json.dumps(fields).encode()).statistics == statistics
 
 
@@ -151,3 +152,26 @@ def test_a_folder_in_the_manifests_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).mkdir()
     with pytest.raises(ArtifactError, match="Received: Is a directory"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("row_coupling", "independent"), ("min_mini_batch_rows", 1), ("max_mini_batch_rows", 99)],
+)
+def test_what_contradicts_the_layers_is_refused(golden_artifacts: Path, name: str, value: Any) -> None:
+    fields = golden_fields(golden_artifacts) | {name: value}
+    with pytest.raises(ArtifactError, match=f"Expected {name} in manifest.json to be .*, as its layers say. "):
+        Manifest.from_json(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(("name", "value"), [("mini_batch_rows", -3), ("mini_batch_rows", 0), ("version", 0)])
+def test_counts_below_one_are_refused(golden_artifacts: Path, name: str, value: int) -> None:
+    with pytest.raises(ArtifactError, match="to be at least 1 in manifest.json"):
+        Manifest.from_json(json.dumps(golden_fields(golden_artifacts) | {name: value}).encode())
+
+
+def test_a_layer_of_m_0_is_refused(golden_artifacts: Path) -> None:
+    fields = golden_fields(golden_artifacts)
+    fields["layers"][0]["m"] = 0
+    with pytest.raises(ArtifactError, match="to be at least 1 in manifest.json"):
+        Manifest.from_json(json.dumps(fields).encode())

@@ -80,7 +80,7 @@ def test_parse_reads_words_and_keeps_what_is_not_named(text: str, default: str, 
 
 @pytest.mark.parametrize("text", ["", "PPM", "PPMMM", "ppmm", "PPMX", "PPMM\n", "stored", "Population"])
 def test_parse_refuses_what_is_no_code(text: str) -> None:
-    with pytest.raises(UsageError, match=f"four letters, each P or M, such as PPMM. Received: {re.escape(repr(text))}"):
+    with pytest.raises(UsageError, match=f"four letters, each P or M, .* Received: {re.escape(repr(text))}"):
         StatisticsPolicy.parse(text, StatisticsPolicy())
 
 

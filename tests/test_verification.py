@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from support.laws import law
 
+from bln_serve.errors import UsageError
 from bln_serve.verification import Check, Tolerance, VerificationReport, compare, compare_all
 
 USUAL = Tolerance()
@@ -100,7 +101,7 @@ def test_answers_that_should_all_be_zero_must_be() -> None:
         (Tolerance(rtol=1.1e-5), True),
         (Tolerance(atol=1e-30), True),
         (Tolerance(atol=1e-30, rtol=0.0), True),
-        (Tolerance(rtol=float("inf")), True),
+        (Tolerance(rtol=1e30), True),
     ],
 )
 def test_wider_in_either_part_is_wider(tolerance: Tolerance, wider: bool) -> None:
@@ -151,3 +152,9 @@ def test_compare_all_names_outputs_only_where_there_are_several() -> None:
 def test_compare_all_fails_on_an_output_that_is_not_there() -> None:
     (found,) = compare_all("sample 0", {"score": ANSWERS}, {"other": ANSWERS}, USUAL)
     assert (found.passed, found.worst) == (False, "no output 'score'")
+
+
+@pytest.mark.parametrize("values", [{"rtol": float("nan")}, {"rtol": float("inf")}, {"atol": -1.0}, {"rtol": -1e-9}])
+def test_a_tolerance_that_nothing_or_everything_passes_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="Expected a tolerance of finite numbers from 0. Received: atol "):
+        Tolerance(**values)

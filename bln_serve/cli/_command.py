@@ -18,7 +18,7 @@ def run(command: Callable[[], int]) -> int:
         return command()
     except UsageError as error:
         return _say(error, WRONG_USAGE)
-    except BlnServeError as error:
+    except (BlnServeError, OSError) as error:  # a full disk, a missing permission: the sentence says it
         return _say(error, FAILED)
     except KeyboardInterrupt:
         return 130  # as a shell counts a program that SIGINT ended

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from bln_serve.cli import _command
 from bln_serve.manifest import Manifest
 from bln_serve.repository import versions_in
-from bln_serve.statistics import RowCoupling, StatisticsPolicy
+from bln_serve.statistics import RowCoupling
 from bln_serve.verification import Tolerance
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = _parser().parse_args(argv)
+    # As SystemExit it passes through the clean-up of what is half written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return _command.run(lambda: _export(arguments))
 
 
@@ -75,7 +78,7 @@ def _export(arguments: argparse.Namespace) -> int:
             version=arguments.version,
             statistics=arguments.statistics,
             mini_batch_rows=arguments.mini_batch_rows,
-            opset=arguments.opset or DEFAULT_OPSET,
+            opset=DEFAULT_OPSET if arguments.opset is None else arguments.opset,
             tolerance=Tolerance(rtol=arguments.tolerance),
             force=arguments.force,
             on_stage=on_stage,
@@ -154,6 +157,6 @@ def what_may_be_sent(manifest: Manifest) -> str:
 
 
 def _single_rows(manifest: Manifest) -> str:
-    """Return the policy nearest to the model's own that makes rows independent of others."""
-    features = StatisticsPolicy.from_code(manifest.layers[0].policy).code[2:]
-    return "PP" + features
+    """Return the choice nearest to the model's own policies that makes rows independent of other rows."""
+    features = {layer.policy[2:] for layer in manifest.layers}
+    return f"PP{features.pop()}" if len(features) == 1 else "batch_mean=population,batch_var=population"

@@ -5,9 +5,11 @@ every version present are independent. Otherwise `max_batch_size: 0` with every 
 client sends one whole mini-batch a request.
 """
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from bln_serve.artifact import ONNX_MODEL, write_atomically
 from bln_serve.errors import ArtifactError
@@ -29,42 +31,62 @@ _DATA_TYPES = {
     "int32": "TYPE_INT32",
     "int64": "TYPE_INT64",
     "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+    "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64",
 }
 
 
-def manifests_in(model_folder: Path) -> list[Manifest]:
-    """Return the manifests of the versions in one model's folder; a version without a readable one is passed over."""
-    manifests = []
+@contextmanager
+def publishing(model_folder: Path, coming: Manifest) -> Iterator[None]:
+    """Keep config.pbtxt true while a version is put in place inside the `with` block.
+
+    Before it appears the file allows only what it and the versions that are there allow together; afterwards it fits
+    what is there then. Another export of the same model waits meanwhile.
+    """
+    with FileLock(model_folder / ".lock"):
+        present = _manifests(model_folder)
+        _write(model_folder, [*present, coming])
+        try:
+            yield
+        finally:
+            _write(model_folder, _manifests(model_folder))
+
+
+def _manifests(model_folder: Path) -> list[Manifest | None]:
+    """Return the manifests of the versions in one model's folder, lowest first; None for one that cannot be read."""
+    manifests: list[Manifest | None] = []
     for version in versions_in(model_folder):
         try:
             manifests.append(read_manifest(model_folder / str(version)))
         except ArtifactError:
-            continue
+            manifests.append(None)
     return manifests
 
 
-def write_config(model_folder: Path, manifests: Sequence[Manifest]) -> None:
-    """Write config.pbtxt for these versions, by rename."""
-    write_atomically(model_folder / FILE_NAME, config(manifests).encode())
+def _write(model_folder: Path, manifests: Sequence[Manifest | None]) -> None:
+    if any(manifests):
+        write_atomically(model_folder / FILE_NAME, config(manifests).encode())
+    else:
+        (model_folder / FILE_NAME).unlink(missing_ok=True)
 
 
-def refresh(model_folder: Path) -> None:
-    """Make config.pbtxt fit the versions that are there; a folder without any vanishes."""
-    if manifests := manifests_in(model_folder):
-        write_config(model_folder, manifests)
-    elif not versions_in(model_folder):
-        with contextlib.suppress(OSError):  # there is none, or another export is at work in it
-            (model_folder / FILE_NAME).unlink(missing_ok=True)
-            model_folder.rmdir()
+def config(manifests: Sequence[Manifest | None]) -> str:
+    """Return the text of config.pbtxt for all versions of one model, the latest last.
 
-
-def config(manifests: Sequence[Manifest]) -> str:
-    """Return the text of config.pbtxt for all versions of one model, the latest of them last."""
-    latest = manifests[-1]
-    strongest = max(manifests, key=lambda manifest: manifest.row_coupling.strength)
-    batching = strongest.row_coupling is RowCoupling.INDEPENDENT
+    Args:
+        manifests: None for a version whose manifest cannot be read: Triton does not read it either and may serve the
+            version, so it counts as coupled.
+    """
+    known = [manifest for manifest in manifests if manifest]
+    latest = known[-1]
+    strongest = max(known, key=lambda manifest: manifest.row_coupling.strength)
+    coupling, reason = strongest.row_coupling, strongest.row_coupling_reason
+    if None in manifests:
+        coupling, reason = RowCoupling.MINI_BATCH, "a version's manifest cannot be read"
+    batching = coupling is RowCoupling.INDEPENDENT
     lines = [
-        f"# Row coupling: {strongest.row_coupling} ({strongest.row_coupling_reason}).",
+        f"# Row coupling: {coupling} ({reason}).",
         "# Requests may be batched." if batching else "# Requests must not be batched: send one mini-batch a request.",
         f'name: "{latest.name}"',
         'backend: "onnxruntime"',

@@ -9,7 +9,7 @@ import numpy as np
 
 from bln_serve.errors import UnusableStatisticsError, UsageError
 from bln_serve.layers import BatchLayerNormalization, bln_layers
-from bln_serve.statistics import LayerStatistics, StatisticsPolicy
+from bln_serve.statistics import LayerStatistics, StatisticsPolicy, in_words
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
             "Expected a model with Batch Layer Normalization layers for --statistics. Received: one without."
         )
     frozen = tuple(
-        FrozenLayer(layer, StatisticsPolicy.parse(statistics, layer.policy) if statistics else layer.policy)
+        FrozenLayer(layer, StatisticsPolicy.parse(statistics, layer.policy) if statistics is not None else layer.policy)
         for layer in layers
     )
     problems = [
@@ -57,18 +57,18 @@ def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
         if (problem := unusable(item.layer, name))
     ]
     if problems:
+        more = "Train the model further, or take" if any(layer.batch_size > 1 for layer in layers) else "Take"
         raise UnusableStatisticsError(
             "Expected usable stored statistics where the policy asks for them. Received:\n"
             + "\n".join(problems)
-            + "\nTrain the model further with training=True, or take the statistics from the rows at hand: "
-            "--statistics mini-batch."
+            + f"\n{more} the statistics from the rows at hand: --statistics mini-batch."
         )
     return frozen
 
 
 def unusable(layer: BatchLayerNormalization, statistic: str) -> str | None:
     """Return why a stored statistic cannot be used, or None if it can."""
-    words = statistic.replace("var", "variance").replace("_", " ")
+    words = in_words(statistic)
     if not np.isfinite(layer.population[statistic].numpy()).all():
         return f"the stored {words} holds NaN or infinity"
     if statistic.endswith("var") and layer.batch_size == 1:

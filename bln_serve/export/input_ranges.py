@@ -10,6 +10,7 @@ from dataclasses import replace
 import keras
 
 from bln_serve.export.saved_model import Callee
+from bln_serve.layers.population import layers_of
 
 
 def with_index_ranges(callee: Callee) -> Callee:
@@ -27,7 +28,6 @@ def with_index_ranges(callee: Callee) -> Callee:
 def _indexed_inputs(callee: Callee) -> Iterator[tuple[str, int]]:
     """Yield each input that feeds an Embedding, with the number of rows of its table."""
     names = {id(tensor): spec.name for tensor, spec in zip(callee.flat_inputs(), callee.signature.inputs, strict=True)}
-    for layer in callee.model._flatten_layers():
-        if isinstance(layer, keras.layers.Embedding):
-            tensors = (tensor for node in layer._inbound_nodes for tensor in node.input_tensors)
-            yield from ((names[id(tensor)], layer.input_dim) for tensor in tensors if id(tensor) in names)
+    for layer in layers_of(callee.model, keras.layers.Embedding):
+        tensors = (tensor for node in layer._inbound_nodes for tensor in node.input_tensors)
+        yield from ((names[id(tensor)], layer.input_dim) for tensor in tensors if id(tensor) in names)

@@ -1,8 +1,14 @@
 """Loading a .keras file without running any code that the file brings or names.
 
-A .keras file is a zip with a config that names Python classes. Keras imports the module of a class it does not know;
-here a config may name only Keras itself, bln_serve.layers, and what the calling program registered beforehand. Keras's
-safe mode, which is on, refuses lambdas.
+A .keras file is a zip with a config that names Python classes and functions, which Keras looks up, imports and calls
+with arguments from the file. Its safe mode, which is on, refuses lambdas and foreign modules' pickles, and not more. So
+the config is read first, and may name only
+
+    classes     Keras's own but those that load programs or call what they are given, bln_serve.layers's, and what the
+                calling program registered beforehand
+    functions   of Keras's rooms of plain mathematics: activations, initializers, ...
+
+The compile_config at the top is not looked at: it is not loaded.
 """
 
 import json
@@ -18,6 +24,15 @@ from bln_serve.errors import ModelLoadError
 
 _CONFIG = "config.json"
 _TRUSTED_PACKAGES = ("keras", "builtins", "bln_serve.layers")
+_FUNCTION_MODULES = (
+    "builtins",  # Keras's word for the rooms below
+    *(f"keras.{room}" for room in ("activations", "constraints", "initializers", "losses", "metrics", "regularizers")),
+)
+_CARRIERS = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__")
+_CALLERS = (
+    *("AssociativeScan", "Cond", "CustomGradient", "ForiLoop", "Map", "Scan", "Switch", "VectorizedMap", "WhileLoop"),
+    *("deserialize", "get", "serialize"),
+)
 
 
 def load(path: Path) -> Any:
@@ -39,11 +54,11 @@ def load(path: Path) -> Any:
             f"Expected a .keras file. Received: {path.name}. Load it in Keras and save it again: "
             "model.save('NAME.keras')."
         )
-    for named in _foreign_classes(_read_config(path)):
+    for named in _untrusted(_read_config(path)):
         raise ModelLoadError(
             f"Expected a model of Keras's own layers and bln_serve's. Received: {path.name}, which names {named}. "
-            "No code that a file names is imported: register the class with keras.saving.register_keras_serializable "
-            "and call bln_serve.export.export on the loaded model from Python."
+            "No code that a file names is imported or run: if it is yours, register it with "
+            "keras.saving.register_keras_serializable and call bln_serve.export.export on the model from Python."
         )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -61,26 +76,36 @@ def _read_config(path: Path) -> Any:
         ) from error
 
 
-def _foreign_classes(config: Any) -> Iterator[str]:
-    """Yield what the config names outside the trusted packages and the caller's registered classes."""
-    pending = [config]
+def _untrusted(config: Any) -> Iterator[str]:
+    """Yield what the config names and may not."""
+    pending = [value for key, value in config.items() if key != "compile_config"] if isinstance(config, dict) else []
+    pending.append({key: config.get(key) for key in ("module", "class_name", "registered_name")} if pending else {})
     while pending:
         item = pending.pop()
         if isinstance(item, list):
             pending.extend(item)
-        if not isinstance(item, dict):
-            continue
-        pending.extend(item.values())
-        module, name = item.get("module"), item.get("class_name")
-        if name is None or not isinstance(module, str):
-            continue
-        trusted = any(module == package or module.startswith(f"{package}.") for package in _TRUSTED_PACKAGES)
-        registered = item.get("registered_name")
-        if not trusted and keras.saving.get_registered_object(registered) is None:
-            yield f"{module}.{name}"
-        if name == "Lambda":
-            yield "a Lambda layer, which carries code"
+        elif isinstance(item, dict):
+            pending.extend(item.values())
+            if "class_name" in item and not _is_trusted(item):
+                named = item.get("config") if item["class_name"] == "function" else item["class_name"]
+                yield f"{item.get('module') or 'no module'}.{named}"
 
 
-def _first_line(error: Exception) -> str:
+def _is_trusted(item: dict[str, Any]) -> bool:
+    """Whether an entry names a class or function that loading may look up."""
+    module, name, registered = item.get("module"), item["class_name"], item.get("registered_name")
+    if name == "function":
+        name, modules = item.get("config"), _FUNCTION_MODULES
+        trusted = module is None or module in modules
+    else:
+        trusted = module is None or any(f"{module}.".startswith(f"{package}.") for package in _TRUSTED_PACKAGES)
+    if name in _CARRIERS or name in _CALLERS:
+        return False
+    return trusted or (isinstance(registered, str) and keras.saving.get_registered_object(registered) is not None)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of what went wrong first: Keras wraps it in sentences about the outermost object."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,8 +14,9 @@ no runtime executes it: `decomposition` lowers it.
 import json
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,21 +43,26 @@ CONVERTER_OPSET = 18
 _PROBE_ROWS = 7  # a number that no layer has by chance
 
 
-@dataclass
-class _Marker:
-    """Marks calls while a graph is traced, and remembers them."""
+@dataclass(frozen=True)
+class _Call:
+    """One marked call: of which layer, and on what."""
 
-    policies: dict[int, str]
-    calls: list[BatchLayerNormalization] = field(default_factory=list)
-    rows: list[int | None] = field(default_factory=list)
-    dtypes: list[str] = field(default_factory=list)
+    layer: BatchLayerNormalization
+    rows: int | None
+    dtype: str
+
+
+class _Marker:
+    """Marks calls while a graph is traced, and remembers them in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
 
     def __call__(self, layer: BatchLayerNormalization, x: Any) -> Any:
+        x = tf.cast(x, layer.compute_dtype)
         # The index makes each call's token its own: equal stateless operations would be merged into one.
         token = json.dumps({"bln_call": len(self.calls)})
-        self.calls.append(layer)
-        self.rows.append(x.shape[0])
-        self.dtypes.append(x.dtype.name)
+        self.calls.append(_Call(layer, x.shape[0], layer.compute_dtype))
         y = tf.raw_ops.PyFuncStateless(input=[x], token=token, Tout=[x.dtype])[0]
         return tf.ensure_shape(y, x.shape)
 
@@ -76,40 +82,54 @@ def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) ->
         UnsupportedModelError: a layer's rows are not the request's rows, a BLN call was lost on the way, or the
             converter does not know an operator.
     """
-    _require_request_rows(callee, frozen)
-    marker = _new_marker(frozen)
+    _require_request_rows(callee)
+    marker = _Marker()
     function = tf.function(callee, input_signature=callee.tensor_specs(), autograph=False)
     with marked_calls(marker):
         function.get_concrete_function()
     model = _convert(function, callee, opset)
-    _fill_in(model, marker)
+    _fill_in(model, marker.calls, {item.layer: item.policy.code for item in frozen})
     _name_rows(model, callee)
     return model
 
 
-def _new_marker(frozen: Sequence[FrozenLayer]) -> _Marker:
-    return _Marker({id(item.layer): item.policy.code for item in frozen})
-
-
-def _require_request_rows(callee: Callee, frozen: Sequence[FrozenLayer]) -> None:
+def _require_request_rows(callee: Callee) -> None:
     """Trace once with a known number of rows: each BLN layer must see just these."""
-    marker = _new_marker(frozen)
+    marker = _Marker()
     with marked_calls(marker):
-        tf.function(callee, autograph=False).get_concrete_function(*callee.tensor_specs(_PROBE_ROWS))
-    for layer, rows in zip(marker.calls, marker.rows, strict=True):
-        if rows != _PROBE_ROWS:
+        try:
+            tf.function(callee, autograph=False).get_concrete_function(*callee.tensor_specs(_PROBE_ROWS))
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
             raise UnsupportedModelError(
-                f"Expected axis 0 of layer {layer.name!r} to be the request's rows. Received: {rows} for "
+                f"Expected a model that takes any number of rows. Received: {error} for {_PROBE_ROWS} rows. "
+                "A stateful recurrent layer, for one, keeps the batch size that it was built with."
+            ) from error
+    for call in marker.calls:
+        if call.rows != _PROBE_ROWS:
+            raise UnsupportedModelError(
+                f"Expected axis 0 of layer {call.layer.name!r} to be the request's rows. Received: {call.rows} for "
                 f"{_PROBE_ROWS} rows, so another dimension is folded into it. Move the layer before the reshape."
             )
 
 
-def _convert(function: Any, callee: Callee, opset: int) -> onnx.ModelProto:
-    model: onnx.ModelProto
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the converter, which logs tracebacks of what it then raises, and NumPy's deprecations inside it."""
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy deprecations inside the converter
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _convert(function: Any, callee: Callee, opset: int) -> onnx.ModelProto:
+    model: onnx.ModelProto
+    try:
+        with _quiet():
             model, _ = tf2onnx.convert.from_function(
                 function,
                 input_signature=callee.tensor_specs(),
@@ -137,41 +157,47 @@ def marked_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.domain == DOMAIN]
 
 
-def _fill_in(model: onnx.ModelProto, marker: _Marker) -> None:
+def _fill_in(model: onnx.ModelProto, calls: Sequence[_Call], policies: Mapping[BatchLayerNormalization, str]) -> None:
     """Give each custom node its attributes and tables; as many nodes as calls, or a BLN layer was lost."""
     nodes = marked_nodes(model)
     found = sorted(helper.get_node_attr_value(node, "call") for node in nodes)
-    if found != list(range(len(marker.calls))):
+    if found != list(range(len(calls))):
         raise UnsupportedModelError(
-            f"Expected {len(marker.calls)} marked Batch Layer Normalization nodes in the main graph, one a call. "
+            f"Expected {len(calls)} marked Batch Layer Normalization nodes in the main graph, one a call. "
             f"Received: {len(nodes)}. A layer inside a loop, or one whose output is not used, cannot be exported."
         )
-    stored: set[str] = set()
+    tables: dict[str, onnx.TensorProto] = {}
     for node in nodes:
-        call = helper.get_node_attr_value(node, "call")
-        layer = marker.calls[call]
+        call = calls[helper.get_node_attr_value(node, "call")]
         del node.attribute[:]
-        w_b, w_f = layer.branch_weights
-        node.attribute.extend(
-            [
-                helper.make_attribute("m", layer.batch_size),
-                # Written as text: an ONNX float attribute is float32, and the tables are folded in float64.
-                helper.make_attribute("epsilon", repr(layer.epsilon)),
-                helper.make_attribute("w_b", repr(w_b)),
-                helper.make_attribute("w_f", repr(w_f)),
-                helper.make_attribute("policy", marker.policies[id(layer)]),
-                helper.make_attribute("layer", layer.name),
-                helper.make_attribute("dtype", marker.dtypes[call]),
-            ]
-        )
-        tables = {"gamma": layer.gamma, "beta": layer.beta, **layer.population}
-        for name in TABLES:
-            key = f"{layer.path}/{name}"
-            node.input.append(key)
-            if key not in stored:
-                stored.add(key)
-                table = np.asarray(tables[name].numpy(), np.float64)
-                model.graph.initializer.append(numpy_helper.from_array(table, key))
+        node.attribute.extend(_attributes(call, policies[call.layer]))
+        stored = _tables(call.layer)
+        node.input.extend(stored)
+        tables |= stored
+    model.graph.initializer.extend(tables.values())
+
+
+def _attributes(call: _Call, policy: str) -> list[onnx.AttributeProto]:
+    layer = call.layer
+    w_b, w_f = layer.branch_weights
+    facts: Mapping[str, int | str] = {
+        "m": layer.batch_size,
+        # Written as text: an ONNX float attribute is float32, and the tables are folded in float64.
+        "epsilon": repr(layer.epsilon),
+        "w_b": repr(w_b),
+        "w_f": repr(w_f),
+        "policy": policy,
+        "layer": layer.name,
+        "dtype": call.dtype,
+    }
+    return [helper.make_attribute(name, value) for name, value in facts.items()]
+
+
+def _tables(layer: BatchLayerNormalization) -> dict[str, onnx.TensorProto]:
+    """Return a layer's tables in float64, in the order of the node's inputs, by a name of their own."""
+    values = {"gamma": layer.gamma, "beta": layer.beta, **layer.population}
+    names = {f"{layer.path}/{name}": values[name].numpy() for name in TABLES}
+    return {name: numpy_helper.from_array(np.asarray(table, np.float64), name) for name, table in names.items()}
 
 
 def _name_rows(model: onnx.ModelProto, callee: Callee) -> None:

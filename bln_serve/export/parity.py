@@ -15,7 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from bln_serve.artifact import Sample
-from bln_serve.errors import RunError
+from bln_serve.errors import RunError, UnsupportedModelError
 from bln_serve.export.saved_model import Callee
 from bln_serve.runtime import OnnxSession
 from bln_serve.signature import Arrays, TensorSpec, rows_of
@@ -59,7 +59,7 @@ class Parity:
     samples: tuple[Sample, ...]
 
 
-def cases(rule: MiniBatchRule | None, size: int) -> tuple[Case, ...]:
+def cases(rule: MiniBatchRule | None, size: int, trained: Sequence[int] = ()) -> tuple[Case, ...]:
     """Return the requests to try: the fewest rows, m-1 and m as one mini-batch, m+1 and 3m cut into several.
 
     Where rows are independent nothing is cut. A number of rows that cannot be cut, as 3 at m = 2 with slots, is left
@@ -68,6 +68,7 @@ def cases(rule: MiniBatchRule | None, size: int) -> tuple[Case, ...]:
     Args:
         rule: how rows may be cut; None where they are independent.
         size: m, or what stands for it.
+        trained: every layer's m. One mini-batch of each is tried too where `size` is another, so that all slots are.
     """
     if rule is None:
         return tuple(Case(rows, None) for rows in sorted({1, size - 1, size, size + 1, 3 * size} - {0}))
@@ -77,7 +78,8 @@ def cases(rule: MiniBatchRule | None, size: int) -> tuple[Case, ...]:
         fitting = size if rule.allows(rows, size) else rule.largest_size(rows)
         if fitting:
             found.append(Case(rows, fitting, None if fitting == size else fitting))
-    return tuple(found)
+    largest = {min(m, rule.max_rows or m) for m in trained} - {size}
+    return tuple(found) + tuple(Case(m, m, m) for m in sorted(largest) if rule.allows(m, m))
 
 
 def verify(
@@ -102,12 +104,13 @@ def verify(
     checks: list[Check] = []
     samples: list[Sample] = []
     rows = rule.default_rows if rule else max((layer.m for layer in layers), default=_ROWS_WITHOUT_BLN)
-    for case in cases(rule, rows):
+    for case in cases(rule, rows, [layer.m for layer in layers]):
         requests = [
             draw(callee.signature.inputs, case.rows, np.random.default_rng([SEED, case.rows, index]), *spread)
             for index, spread in enumerate(_BATCHES)
         ]
         answers = [_keras(callee, request, case.size or case.rows) for request in requests]
+        _require_finite(answers)
         samples += [
             Sample(request, answer, case.mini_batch_rows) for request, answer in zip(requests, answers, strict=True)
         ]
@@ -120,11 +123,7 @@ def verify(
             ]
             checks += _worst_of_each(found)
     for name, predict in engines.items():
-        request = draw(callee.signature.inputs, rows, np.random.default_rng([SEED, rows]))
-        checks += _coupling_checks(name, predict, request, strongest(layers)[0], tolerance)
-        if rule and rule.max_rows:
-            request = draw(callee.signature.inputs, rule.max_rows + 1, np.random.default_rng(SEED))
-            checks.append(_refuses(name, predict, request))
+        checks += _coupling_checks(name, predict, callee.signature.inputs, layers, tolerance)
     return Parity(VerificationReport(tuple(checks)), tuple(samples))
 
 
@@ -187,18 +186,49 @@ def _worst_of_each(checks: Sequence[Check]) -> list[Check]:
 
 
 def _coupling_checks(
-    name: str, predict: Predict, request: Arrays, coupling: RowCoupling, tolerance: Tolerance
-) -> Iterable[Check]:
+    name: str, predict: Predict, specs: Sequence[TensorSpec], layers: Sequence[LayerStatistics], tolerance: Tolerance
+) -> list[Check]:
     """Check what the declared row coupling promises; mini-batch coupling promises nothing of rows."""
-    rows = rows_of(request)
+    coupling, _ = strongest(layers)
+    slots = min((layer.slots for layer in layers if layer.slots), default=None)
+    checks: list[Check] = []
     if coupling is RowCoupling.INDEPENDENT:
+        rows = max((layer.m for layer in layers), default=_ROWS_WITHOUT_BLN)
+        request = draw(specs, rows, np.random.default_rng([SEED, rows]))
         alone = _in_mini_batches(predict, request, Case(rows, 1))
-        return compare_all(f"{name}: {rows} rows together = each alone", alone, predict(request), tolerance)
-    if coupling is RowCoupling.POSITIONAL:
-        first = {key: array[: (rows + 1) // 2] for key, array in request.items()}
-        among_all = {key: value[: rows_of(first)] for key, value in predict(request).items()}
-        return compare_all(f"{name}: rows = without the rows after them", predict(first), among_all, tolerance)
-    return ()
+        checks += compare_all(f"{name}: {rows} rows together = each alone", alone, predict(request), tolerance)
+    if coupling is RowCoupling.POSITIONAL and slots:
+        checks += _among_others(name, predict, specs, slots, tolerance)
+    if slots:
+        checks.append(_refuses(name, predict, draw(specs, slots + 1, np.random.default_rng(SEED))))
+    return checks
+
+
+def _among_others(
+    name: str, predict: Predict, specs: Sequence[TensorSpec], slots: int, tolerance: Tolerance
+) -> Iterable[Check]:
+    """Check that the middle and the last row keep their answers when every other row of the mini-batch is another."""
+    checks: list[Check] = []
+    request, others = (draw(specs, slots, np.random.default_rng([SEED, slots, index])) for index in range(2))
+    among = predict(request)
+    for row in sorted({slots // 2, slots - 1}):
+        mixed = {key: array.copy() for key, array in others.items()}
+        for key, array in mixed.items():
+            array[row] = request[key][row]
+        kept = {key: value[row : row + 1] for key, value in predict(mixed).items()}
+        before = {key: value[row : row + 1] for key, value in among.items()}
+        checks += compare_all(f"{name}: row {row} = among other rows", before, kept, tolerance)
+    return checks
+
+
+def _require_finite(answers: Sequence[Arrays]) -> None:
+    for name, output in ((name, output) for answer in answers for name, output in answer.items()):
+        if not np.isfinite(output.astype(np.float64)).all():
+            raise UnsupportedModelError(
+                f"Expected Keras to answer normally distributed inputs with finite numbers. Received: NaN or infinity "
+                f"in output {name!r}. Nothing can be compared with that: give the model inputs of any value, by "
+                "clipping or rescaling inside it."
+            )
 
 
 def _refuses(name: str, predict: Predict, request: Arrays) -> Check:

@@ -17,13 +17,23 @@ import msgspec
 import onnx
 
 import bln_serve
-from bln_serve.artifact import ONNX_MODEL, Artifact, hashes, sha256, staged, write_atomically, write_samples
-from bln_serve.errors import ParityError, UnsupportedModelError, UsageError
+from bln_serve.artifact import (
+    ONNX_MODEL,
+    Artifact,
+    exists,
+    hashes,
+    put_in_place,
+    sha256,
+    staging,
+    write_atomically,
+    write_samples,
+)
+from bln_serve.errors import ParityError, RunError, UnsupportedModelError, UsageError
 from bln_serve.export import deployment, freezing, loading, marking, parity, saved_model
 from bln_serve.export.decomposition import decompose
 from bln_serve.export.input_ranges import with_index_ranges
 from bln_serve.manifest import FILE_NAME as MANIFEST
-from bln_serve.manifest import FORMAT_VERSION, Manifest
+from bln_serve.manifest import FORMAT_VERSION, Manifest, row_facts
 from bln_serve.repository import check_name, next_version
 from bln_serve.runtime import OnnxSession
 from bln_serve.signature import ModelSignature
@@ -33,7 +43,7 @@ from bln_serve.verification import Tolerance
 DEFAULT_OPSET = marking.CONVERTER_OPSET
 _TOOLS = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
-Stage = Callable[[str], None]
+OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,16 +77,7 @@ class _Rows:
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that the manifest and the ONNX file's metadata share."""
-        rule, (coupling, reason) = self.rule, strongest(self.layers)
-        return {
-            "format_version": FORMAT_VERSION,
-            "layers": self.layers,
-            "mini_batch_rows": self.default,
-            "min_mini_batch_rows": rule.min_rows if rule else 1,
-            "max_mini_batch_rows": rule.max_rows if rule else None,
-            "row_coupling": coupling,
-            "row_coupling_reason": reason,
-        }
+        return {"format_version": FORMAT_VERSION, "layers": self.layers, **row_facts(self.layers, self.default)}
 
 
 def export(
@@ -90,7 +91,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     tolerance: Tolerance | None = None,
     force: bool = False,
-    on_stage: Stage = lambda _: None,
+    on_stage: OnStage = lambda _: None,
 ) -> Artifact:
     """Export a Keras model as a verified artifact, OUT/NAME/VERSION.
 
@@ -119,21 +120,21 @@ def export(
     tolerance = tolerance or Tolerance()
     _check_arguments(Path(out), version, opset, tolerance, force)
     path = Path(model_or_path) if isinstance(model_or_path, str | Path) else None
-    name = check_name(name or (path.stem if path else model_or_path.name))
+    name = check_name((path.stem if path else model_or_path.name) if name is None else name)
     folder = Path(out) / name
-    version = version or next_version(folder)
-    try:
-        with staged(folder / str(version), replace=force) as stage:
-            on_stage("loading the model")
-            model = loading.load(path) if path else model_or_path
-            source = sha256(path) if path else None
-            order = _Order(name, version, source, tolerance, opset, statistics, mini_batch_rows)
-            manifest = _make(model, stage, order, on_stage)
-            # Before the version appears: Triton must not batch a coupled version for a moment.
-            deployment.write_config(folder, [*deployment.manifests_in(folder), manifest])
-    finally:
-        deployment.refresh(folder)
-    return Artifact.open(folder / str(version))
+    version = next_version(folder) if version is None else version
+    target = folder / str(version)
+    if target.exists() and not force:
+        raise exists(target)
+    with staging(target) as stage:
+        on_stage("loading the model")
+        model = loading.load(path) if path else model_or_path
+        source = sha256(path) if path else None
+        order = _Order(name, version, source, tolerance, opset, statistics, mini_batch_rows)
+        manifest = _make(model, stage, order, on_stage)
+        with deployment.publishing(folder, manifest):
+            put_in_place(stage, target, replace=force)
+    return Artifact.open(target)
 
 
 def _check_arguments(out: Path, version: int | None, opset: int, tolerance: Tolerance, force: bool) -> None:
@@ -152,7 +153,7 @@ def _check_arguments(out: Path, version: int | None, opset: int, tolerance: Tole
         )
 
 
-def _make(model: Any, folder: Path, order: _Order, on_stage: Stage) -> Manifest:
+def _make(model: Any, folder: Path, order: _Order, on_stage: OnStage) -> Manifest:
     """Write everything into `folder`, verify it, and return its manifest."""
     callee = with_index_ranges(saved_model.describe(model))
     frozen = freezing.freeze(model, order.statistics)
@@ -207,8 +208,14 @@ def _convert(callee: saved_model.Callee, frozen: Sequence[freezing.FrozenLayer],
         model = onnx.version_converter.convert_version(model, opset)
     try:
         onnx.checker.check_model(model, full_check=True)
+        if opset > marking.CONVERTER_OPSET:
+            OnnxSession(model.SerializeToString(), threads=1)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise UnsupportedModelError(f"The converted model is no valid ONNX: {error}") from error
+    except RunError as error:
+        raise UsageError(
+            f"Expected an opset that the installed ONNX Runtime loads. Received: {opset}. {error}"
+        ) from error
     return model
 
 
@@ -230,7 +237,9 @@ def _verify(callee: saved_model.Callee, folder: Path, rows: _Rows, tolerance: To
     found = parity.verify(callee, rows.layers, rows.rule, engines, tolerance)
     if not found.report.passed:
         raise ParityError(
-            f"The exported model does not answer as Keras does, and was not kept:\n{found.report.table()}"
+            f"The exported model does not answer as Keras does, and was not kept:\n{found.report.table()}\n"
+            "A model that computes in half precision needs a float32 policy, or --tolerance with --force. Otherwise "
+            "please report the model."
         )
     return found
 

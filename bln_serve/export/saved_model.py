@@ -13,6 +13,15 @@ import tensorflow as tf
 from bln_serve.errors import UnsupportedModelError
 from bln_serve.signature import ModelSignature, TensorSpec
 
+# What NumPy, ONNX and Triton's configuration all have a name for.
+_DTYPES = (
+    "bool",
+    "float16",
+    "float32",
+    "float64",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+
 
 @dataclass(frozen=True)
 class Callee:
@@ -128,5 +137,9 @@ def _spec(kind: str, name: str, tensor: Any) -> TensorSpec:
         raise UnsupportedModelError(
             f"Expected {kind} {name!r} to have rows and known dimensions behind them. Received: shape {shape}. "
             "Give the model an Input with a fixed shape."
+        )
+    if str(tensor.dtype) not in _DTYPES:
+        raise UnsupportedModelError(
+            f"Expected {kind} {name!r} to be one of {', '.join(_DTYPES)}. Received: {tensor.dtype}."
         )
     return TensorSpec(name, str(tensor.dtype), (None, *shape[1:]))

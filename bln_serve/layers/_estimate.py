@@ -12,7 +12,6 @@ replaces the mean outright, so that nothing old, a NaN included, lives on.
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 from keras import ops
 
 
@@ -63,28 +62,8 @@ def _lift(per_slot: Any, rank: int) -> Any:
 
 
 def _all_slots(values: Any, m: int) -> Any:
-    """Fill up (n, ..., 1) with zeros to (m, ..., 1); the slots that are not there are not counted."""
-    missing = ops.zeros((m, *values.shape[1:]), values.dtype)
-    return ops.concatenate([values, missing])[:m]
+    """Fill up (n, ..., 1) with zeros to (m, ..., 1); the slots that are not there are not counted.
 
-
-def require_slots(name: str, x: Any, m: int) -> Any:
-    """Return `x`, but refuse more rows than slots: now if the number is known, when the graph runs if it is not.
-
-    Raises:
-        ValueError: the number of rows is known, and too large. In a graph TensorFlow raises InvalidArgumentError with
-            the same message.
+    An update and not a concatenation cut to m rows, which would hide more rows than slots where XLA drops assertions.
     """
-    message = f"Expected at most {m} rows in layer {name!r}, which has {m} slots (its batch_size)."
-    way_out = "Feed mini-batches of at most that many rows."
-    rows = ops.shape(x)[0]
-    if isinstance(rows, int):
-        if rows > m:
-            raise ValueError(f"{message} Received: {rows}. {way_out}")
-    elif keras.backend.backend() == "tensorflow":
-        import tensorflow as tf  # noqa: PLC0415 - keras.ops has no assertion; other backends know their rows while tracing
-
-        # Tied to x, so that nothing is computed from it first and fails with a message about shapes.
-        with tf.control_dependencies([tf.debugging.assert_less_equal(rows, m, message=f"{message} {way_out}")]):
-            return tf.identity(x)
-    return x
+    return ops.slice_update(ops.zeros((m, *values.shape[1:]), values.dtype), (0,) * len(values.shape), values)

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from bln_serve.layers import _estimate
-from bln_serve.layers._estimate import require_slots
+from bln_serve.layers._slots import require_slots
 from bln_serve.statistics import STATISTICS, Source, StatisticsPolicy
 
 # Weighs the batch branch against the feature branch beside 1/m; fixed by the reference implementation.
@@ -169,7 +169,13 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
 
     def _state(self, name: str, shape: tuple[int, ...], initializer: str = "zeros") -> Any:
         return self.add_weight(
-            name=name, shape=shape, initializer=initializer, dtype="float64", trainable=False, autocast=False
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype="float64",
+            trainable=False,
+            autocast=False,
+            aggregation="mean",  # over the replicas of a distribution strategy
         )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

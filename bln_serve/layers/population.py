@@ -1,15 +1,22 @@
 """The population estimates of a whole model: finding its BLN layers, and starting a new estimate each epoch."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 from bln_serve.layers.batch_layer_normalization import BatchLayerNormalization
 
+LayerT = TypeVar("LayerT")
+
+
+def layers_of(model: Any, kind: type[LayerT]) -> tuple[LayerT, ...]:
+    """Return every layer of a kind in a model, at any depth, each once, in the order Keras tracks them."""
+    return tuple(layer for layer in model._flatten_layers() if isinstance(layer, kind))
+
 
 def bln_layers(model: Any) -> tuple[BatchLayerNormalization, ...]:
     """Return every BLN layer of a model, at any depth, each once, in the order Keras tracks them."""
-    return tuple(layer for layer in model._flatten_layers() if isinstance(layer, BatchLayerNormalization))
+    return layers_of(model, BatchLayerNormalization)
 
 
 class PopulationStatistics(keras.callbacks.Callback):  # type: ignore[misc]  # keras publishes no types

@@ -1,6 +1,8 @@
 """The export as a caller sees it: what is written, what is refused, and that nothing half-made is left."""
 
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -12,6 +14,7 @@ from keras import layers
 from support.models import bln, tiny, two_inputs, with_random_statistics
 
 import bln_serve
+from bln_serve.artifact import Artifact
 from bln_serve.errors import (
     ArtifactExistsError,
     ParityError,
@@ -19,7 +22,7 @@ from bln_serve.errors import (
     UnusableStatisticsError,
     UsageError,
 )
-from bln_serve.export import export, pipeline
+from bln_serve.export import deployment, export, pipeline
 from bln_serve.layers import BatchLayerNormalization, bln_layers
 from bln_serve.statistics import RowCoupling
 from bln_serve.verification import Tolerance
@@ -47,7 +50,7 @@ def test_the_exported_model_answers_as_keras_does(policy: str, tmp_path: Path) -
 def test_everything_that_the_manifest_names_is_there_and_nothing_else(tmp_path: Path) -> None:
     artifact = export(model_under("PPMM"), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
-    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == ["1", "config.pbtxt"]
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == [".lock", "1", "config.pbtxt"]
     artifact.check_hashes()
     assert artifact.unknown_files == ()
     assert {"model.onnx", "samples.npz", "saved_model.pb", "fingerprint.pb"} <= set(artifact.manifest.files)
@@ -133,6 +136,106 @@ def test_triton_may_batch_only_while_every_version_is_independent(tmp_path: Path
     assert "dynamic_batching" in config.read_text()
 
 
+def test_triton_may_not_batch_beside_a_version_whose_manifest_cannot_be_read(tmp_path: Path) -> None:
+    manifest = export(model_under("PPMM"), tmp_path).path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+    export(model_under("PPMM"), tmp_path)
+    config = (tmp_path / "tiny" / "config.pbtxt").read_text()
+    assert "max_batch_size: 0" in config
+    assert "a version's manifest cannot be read" in config
+
+
+def test_another_export_waits_while_a_version_is_put_in_place(tmp_path: Path) -> None:
+    manifest = export(model_under("MMMM"), tmp_path).manifest
+    order = []
+
+    def other() -> None:
+        with deployment.publishing(tmp_path / "tiny", manifest):
+            order.append("other")
+
+    with deployment.publishing(tmp_path / "tiny", manifest):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        waiting.join(0.3)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "other"]
+
+
+def test_the_config_is_as_before_if_the_version_cannot_be_put_in_place(tmp_path: Path) -> None:
+    export(model_under("PPMM"), tmp_path)
+    config = tmp_path / "tiny" / "config.pbtxt"
+    before, seen = config.read_text(), []
+    coupled = replace(artifact_of(tmp_path).manifest, row_coupling=RowCoupling.MINI_BATCH)
+
+    def fail() -> None:
+        with deployment.publishing(tmp_path / "tiny", coupled):
+            seen.append(config.read_text())
+            raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - this very one
+        fail()
+    assert "max_batch_size: 0" in seen[0]
+    assert config.read_text() == before
+
+
+def artifact_of(repository: Path) -> Artifact:
+    return Artifact.open(repository / "tiny" / "1")
+
+
+def test_every_slot_is_verified_also_where_mini_batches_are_smaller_than_m(tmp_path: Path) -> None:
+    names = [check.name for check in export(model_under("PPPP"), tmp_path, mini_batch_rows=2).manifest.checks]
+    assert "ONNX = Keras, 5 rows" in names
+
+
+@pytest.mark.parametrize("mix", [keras.ops.cumsum, lambda x, axis: x + keras.ops.mean(x, axis=axis, keepdims=True)])
+@pytest.mark.parametrize("mini_batch_rows", [None, 1])
+def test_rows_that_depend_on_others_are_not_exported_as_positional(tmp_path: Path, mix, mini_batch_rows) -> None:
+    x = keras.Input((6,), name="x")
+    model = with_random_statistics(keras.Model(x, mix(bln(5, "PPPP")(x), axis=0), name="mixing"))
+    with pytest.raises(ParityError, match="FAIL .*: row . = among other rows"):
+        export(model, tmp_path, mini_batch_rows=mini_batch_rows)
+
+
+def test_rows_that_depend_on_others_are_not_exported_as_independent(tmp_path: Path) -> None:
+    x = keras.Input((6,), name="x")
+    y = bln(5, "PPMM")(x)
+    model = with_random_statistics(keras.Model(x, y + keras.ops.mean(y, axis=0, keepdims=True), name="mixing"))
+    with pytest.raises(ParityError, match="FAIL .*: 5 rows together = each alone"):
+        export(model, tmp_path)
+
+
+def test_a_model_that_answers_nan_is_told_so(tmp_path: Path) -> None:
+    x = keras.Input((6,), name="x")
+    model = with_random_statistics(keras.Model(x, keras.ops.log(bln(5, "PPMM")(x)), name="log"))
+    with pytest.raises(UnsupportedModelError, match="Received: NaN or infinity in output 'log'"):
+        export(model, tmp_path)
+
+
+def test_bln_directly_on_integers(tmp_path: Path) -> None:
+    x = keras.Input((6,), dtype="int32", name="x")
+    model = with_random_statistics(keras.Model(x, bln(5, "PPMM")(x), name="integers"))
+    assert export(model, tmp_path).manifest.signature.outputs[0].dtype == "float32"
+
+
+def test_a_stateful_model_is_refused(tmp_path: Path) -> None:
+    x = keras.Input((6, 4), batch_size=5, name="x")
+    with pytest.raises(UnsupportedModelError, match="A stateful recurrent layer, for one"):
+        export(keras.Model(x, layers.LSTM(3, stateful=True)(x), name="stateful"), tmp_path)
+
+
+def test_at_m_1_nobody_is_sent_to_train_further(tmp_path: Path) -> None:
+    x = keras.Input((6,), name="x")
+    model = with_random_statistics(keras.Model(x, bln(1, "PPMM", "one")(x), name="one"))
+    with pytest.raises(UnusableStatisticsError, match="one: a batch variance cannot be estimated at m = 1\nTake the"):
+        export(model, tmp_path)
+
+
+def test_an_empty_policy_is_no_default(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Expected a policy: four letters.* population or mini-batch .* Received: ''"):
+        export(model_under("PPMM"), tmp_path, statistics="")
+
+
 def test_a_wider_tolerance_needs_force_and_shows(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="A wider one needs --force"):
         export(model_under("PPMM"), tmp_path, tolerance=Tolerance(rtol=1e-3))
@@ -145,7 +248,7 @@ def test_an_export_that_differs_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pipeline, "decompose", _doubled)
     with pytest.raises(ParityError, match="does not answer as Keras does(.|\n)*FAIL ONNX = Keras"):
         export(model_under("PPMM"), tmp_path)
-    assert [path.name for path in (tmp_path / "tiny").iterdir()] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def _doubled(marked: onnx.ModelProto) -> onnx.ModelProto:

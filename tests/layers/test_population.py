@@ -1,5 +1,8 @@
 """The population estimates are right after every step, whatever training does, against the float64 oracle."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -144,3 +147,54 @@ def test_a_layer_used_twice_averages_over_its_uses() -> None:
     layer(second, training=True)
     assert layer.mean_steps.numpy() == 2
     assert_estimates(layer, [first, second])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_more_rows_than_slots_never_train_in_a_compiled_step(jit_compile: bool) -> None:
+    trainee = model()
+    trainee.compile("sgd", "mse", jit_compile=jit_compile)
+
+    def stream():
+        for rows in (M, 2 * M):
+            x = np.ones((rows, *SHAPE), np.float32)
+            yield x, x
+
+    signature = (tf.TensorSpec((None, *SHAPE)), tf.TensorSpec((None, *SHAPE)))
+    data = tf.data.Dataset.from_generator(stream, output_signature=signature)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        trainee.fit(data, shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_compiled_fit_with_a_partial_last_batch(jit_compile: bool) -> None:
+    data = [*batches(2), *batches(1, rows=3, seed=1)]
+    trainee = model()
+    trainee.compile("sgd", "mse", jit_compile=jit_compile)
+    trainee.optimizer.learning_rate = 0.0
+    x = np.concatenate(data)
+    trainee.fit(x, x, batch_size=M, shuffle=False, verbose=0)
+    assert_estimates(trainee.get_layer("outer"), data)
+
+
+def test_two_replicas_give_the_mean_over_replicas_and_steps() -> None:
+    program = """
+import sys
+import numpy as np, tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from bln_serve import reference
+from bln_serve.layers import BatchLayerNormalization, PopulationStatistics
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    layer = BatchLayerNormalization(4)
+    model = keras.Sequential([keras.Input((3, 5)), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+x = np.random.default_rng(0).normal(1.5, 2, (24, 3, 5)).astype("float32")
+model.fit(x, x, batch_size=8, shuffle=False, verbose=0, callbacks=[PopulationStatistics()])
+expected = reference.population_estimates(np.split(x, 6), 4)
+for name, value in expected.items():
+    actual = layer.population[name].numpy()
+    assert np.abs(actual - value).max() <= 2e-7 * np.abs(value).max(), (name, np.abs(actual - value).max())
+assert layer.mean_steps.numpy() == 3
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
