@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = _parser().parse_args(argv)
-    # As SystemExit it passes through the clean-up of what is half written.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return _command.run(lambda: _export(arguments))
 
 
@@ -64,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    # As SystemExit it passes through the clean-up of what is half written.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return _export_and_report(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _export_and_report(arguments: argparse.Namespace) -> int:
     before = versions_in(Path(arguments.out) / (arguments.name or Path(arguments.model).stem))
     with _progress() as on_stage:
         on_stage("importing TensorFlow")
