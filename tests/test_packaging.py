@@ -61,7 +61,7 @@ def test_the_wheel_verifies_and_answers_from_itself(wheel: Path, tmp_path: Path,
 
 def test_every_command_is_declared_and_importable() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(scripts) == {"bln-export", "bln-serve", "bln-verify"}
+    assert set(scripts) == {"bln-export", "bln-inspect", "bln-serve", "bln-verify"}
     for target in scripts.values():
         module, _, function = target.partition(":")
         assert callable(getattr(__import__(module, fromlist=[function]), function))

@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +72,7 @@ def _export_and_report(arguments: argparse.Namespace) -> int:
     before = versions_in(Path(arguments.out) / (arguments.name or Path(arguments.model).stem))
     with _progress() as on_stage:
         on_stage("importing TensorFlow")
-        with _quiet_import():
+        with _command.quiet_import():
             from bln_serve.export import export  # noqa: PLC0415 - takes seconds, and --help should not
             from bln_serve.export.pipeline import DEFAULT_OPSET  # noqa: PLC0415 - as above
 
@@ -93,27 +91,6 @@ def _export_and_report(arguments: argparse.Namespace) -> int:
     replaced = artifact.manifest.version in before
     print(artifact.manifest.to_json().decode() if arguments.json else _report(artifact, replaced), end="")
     return 0
-
-
-@contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Keep what TensorFlow's libraries write to stderr while they load, and show it only if they fail to.
-
-    They write before any setting of theirs is in force, and straight to the file descriptor.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ The stages, in order, each importing earlier ones only:
     deployment     config.pbtxt for Triton
     parity         Keras against SavedModel against ONNX
     pipeline       all of it, written atomically
+    inspection     what a model file says of its BLN layers, before any of it
 """
 
 import os

@@ -73,10 +73,16 @@ def unusable(layer: BatchLayerNormalization, statistic: str) -> str | None:
         return f"the stored {words} holds NaN or infinity"
     if statistic.endswith("var") and layer.batch_size == 1:
         return f"a {words} cannot be estimated at m = 1"
-    steps = {"batch_mean": layer.mean_steps, "batch_var": layer.variance_steps}.get(statistic, layer.slot_steps)
-    if not np.all(steps.numpy() > 0):
-        return f"the stored {words} was never updated" + _empty_slots(steps.numpy())
+    steps = steps_of(layer, statistic)
+    if not np.all(steps > 0):
+        return f"the stored {words} was never updated" + _empty_slots(steps)
     return None
+
+
+def steps_of(layer: BatchLayerNormalization, statistic: str) -> np.ndarray[Any, Any]:
+    """Return how many training steps a stored statistic rests on: one number, or one for each slot."""
+    counts = {"batch_mean": layer.mean_steps, "batch_var": layer.variance_steps}
+    return np.asarray(counts.get(statistic, layer.slot_steps).numpy())
 
 
 def _empty_slots(steps: np.ndarray[Any, Any]) -> str:
