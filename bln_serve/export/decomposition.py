@@ -16,9 +16,10 @@ and every factor that only holds stored values is a table, folded here in float6
                      fv stored       (x - mean(x)) * C[:rows]
                      fv live         (x - fm[:rows] or mean(x)) * s_f / sqrt(var(x) + epsilon)
 
-Both branches stored make one multiplication and one addition, x * (A + C) + (B + D + beta). A live variance is taken in
-two passes about its own live mean: the one-pass forms, ONNX Runtime's LayerNormalization kernel among them, lose an
-input's offset to cancellation. At m = 1 the single slot serves every row, and nothing is cut.
+Both branches stored make one multiplication and one addition, x * (A + C) + (B + D + beta). A feature branch whose mean
+and variance are live is ONNX's LayerNormalization with scale s_f, in one node; not in float64, where its epsilon, a
+float32 attribute, would cost digits. Elsewhere a live variance is taken in two passes about its own live mean: one pass
+would lose an input's offset to cancellation. At m = 1 the single slot serves every row, and nothing is cut.
 """
 
 from collections.abc import Mapping
@@ -134,12 +135,13 @@ def _branch(emit: "_Emitter", layer: _Layer, branch: _Branch) -> "_Affine | str"
     scale = None if branch.var is None else branch.scale / np.sqrt(branch.var + layer.epsilon)
     if branch.mean is not None and scale is not None:
         return _Affine(scale, -branch.mean * scale)
+    if branch.axis == -1 and branch.mean is None and scale is None and emit.dtype == onnx.TensorProto.FLOAT:
+        return emit("LayerNormalization", layer.x, emit.table(branch.scale), axis=-1, epsilon=layer.epsilon)
     axes = emit.axes(branch.axis)
     about_live = emit("Sub", layer.x, emit("ReduceMean", layer.x, axes, keepdims=1))
     centered = about_live if branch.mean is None else emit("Sub", layer.x, _cut(emit, layer, branch.mean))
     if scale is not None:
         return emit("Mul", centered, _cut(emit, layer, scale))
-    # Mul and not Pow: ONNX Runtime takes the pattern with Pow for a LayerNormalization and computes it in one pass.
     variance = emit("ReduceMean", emit("Mul", about_live, about_live), axes, keepdims=1)
     deviation = emit("Sqrt", emit("Add", variance, emit.table(np.asarray(layer.epsilon))))
     if branch.axis == 0:
