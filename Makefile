@@ -51,7 +51,7 @@ lock: $(VENV)  ## pin the dependencies anew
 	$(COMPILE) -c requirements-dev.txt --extra serve -o requirements-serve.txt
 
 clean:  ## remove what the targets made
-	rm -rf .venv .venv-serve dist models/digits_cnn models/digits_rnn
+	rm -rf .venv .venv-serve dist models/*/ .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV): requirements-dev.txt pyproject.toml
 $(SERVE_VENV): requirements-test.txt pyproject.toml
@@ -59,6 +59,7 @@ $(VENV) $(SERVE_VENV):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 		"Expected Python 3.11 to 3.13, which TensorFlow has wheels for. Received: %d.%d. Set PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(@D)
+	@echo "Installing what $< locks into $(@D): about a minute, and up to 3 GB of disk."
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -40,7 +40,8 @@ class MissingExtraError(UsageError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(
-            f"{what} needs packages that are not installed. Install them with: pip install 'bln-serve[{extra}]'"
+            f"{what} needs packages that are not installed. Install them with: pip install 'bln-serve[{extra}]' "
+            f"(in a checkout: pip install '.[{extra}]')"
         )
 
 

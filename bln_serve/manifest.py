@@ -141,8 +141,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_bytes()
     except OSError as error:
+        versions = sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
+        received = f"a folder with the versions {', '.join(versions)}" if versions else error.strerror
+        way_out = f"Give one of them: {folder / versions[-1]}" if versions else "Make one with bln-export MODEL.keras"
         raise ArtifactError(
-            f"Expected an exported version with a {FILE_NAME} at {folder}. Received: {error.strerror}. "
-            "Make one with bln-export MODEL.keras."
+            f"Expected an exported version with a {FILE_NAME} at {folder}. Received: {received}. {way_out}."
         ) from error
     return Manifest.from_json(text)

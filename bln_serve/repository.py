@@ -107,8 +107,10 @@ def candidates(found: Iterable[ModelVersion], pins: Mapping[str, int]) -> dict[s
         by_name[name] = [version for version in there if version.version == pinned]
         if not by_name[name]:
             known = ", ".join(str(version.version) for version in there) or "none"
+            models = ", ".join(model for model, versions in by_name.items() if versions) or "none"
             raise ModelNotFoundError(
-                f"Expected version {pinned} of model {name!r}, which is pinned. Versions there: {known}."
+                f"Expected version {pinned} of model {name!r}, which is pinned. Received: versions {known} of it, and "
+                f"these models: {models}. Correct the pin."
             )
     return dict(sorted(by_name.items()))
 

@@ -260,7 +260,8 @@ class MiniBatchRule:
             left = f"leave {sizes[-1]}" if len(sizes) > 1 else f"make one of {rows}"
             raise MiniBatchError(
                 f"Expected mini-batches of at least {self.min_rows} rows ({self.reason}). "
-                f"Received: {rows} rows, which in mini-batches of {size} {left}. {self._way_out(rows, size)}"
+                f"Received: {rows} {'row' if rows == 1 else 'rows'}, which in mini-batches of {size} {left}. "
+                f"{self._way_out(rows, size)}"
             )
         return sizes
 

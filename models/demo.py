@@ -19,6 +19,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from bln_serve.repository import versions_in
+
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 CLIENTS = 4
@@ -49,11 +51,13 @@ def main() -> int:
     parser.add_argument("--keep-serving", action="store_true", help="leave the service running until Ctrl-C")
     arguments = parser.parse_args()
     began = time.monotonic()
+    pins = {}
     for question in QUESTIONS:
-        show("bln-export", HERE / f"{question.model}.keras", "-o", arguments.repository, "--version", "1", "--force")
+        show("bln-export", HERE / f"{question.model}.keras", "-o", arguments.repository)
+        pins[question.model] = versions_in(arguments.repository / question.model)[-1]
     with np.load(HERE / "digits_samples.npz", allow_pickle=False) as samples:
         images, labels = samples["images"].astype(np.float32), samples["labels"]
-    with service(arguments.repository) as (url, process):
+    with service(arguments.repository, pins) as (url, process):
         for question in QUESTIONS:
             report(url, question, images, labels)
         print(f"\nAll of it took {time.monotonic() - began:.0f} s.", flush=True)
@@ -78,9 +82,11 @@ def shown(argument: object) -> str:
 
 
 @contextlib.contextmanager
-def service(repository: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """Start bln-serve on a free port, wait until it is ready, and stop it at the end."""
+def service(repository: Path, pins: dict[str, int]) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Start bln-serve on a free port with these versions, wait until it is ready, and stop it at the end."""
     command = ["bln-serve", shown(repository), "--port", "0", "--default-model", QUESTIONS[0].model]
+    for name, version in pins.items():
+        command += ["--model", f"{name}={version}"]
     print(f"\n$ {' '.join(command)}", flush=True)
     with subprocess.Popen(
         [BIN / command[0], *command[1:]], cwd=HERE.parent, stdout=subprocess.PIPE, text=True

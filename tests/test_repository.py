@@ -131,7 +131,7 @@ def test_a_pin_leaves_one_version_and_other_models_alone() -> None:
 @pytest.mark.parametrize(("pins", "there"), [({"a": 3}, "10, 9, 2"), ({"c": 1}, "none")])
 def test_a_pin_to_what_is_not_there_is_refused(pins: dict[str, int], there: str) -> None:
     ((name, version),) = pins.items()
-    message = f"Expected version {version} of model '{name}', which is pinned. Versions there: {there}."
+    message = f"Expected version {version} of model '{name}', which is pinned. Received: versions {there} of it"
     with pytest.raises(ModelNotFoundError, match=message):
         candidates(FOUND, pins)
 

@@ -114,8 +114,7 @@ class Catalog:
         """
         name = self._default if name is None else name
         if name is None or name not in self._candidates:
-            expected = "a default model" if name is None else f"a known model, not {name!r}"
-            raise ModelNotFoundError(f"Expected {expected}. Received: a service with {_routes(self._candidates)}.")
+            raise self._unknown(name)
         if (served := self._served.get(name)) is None:
             raise self._not_served(name)
         if version is not None and version != str(served.version):
@@ -132,6 +131,15 @@ class Catalog:
         return Readiness(
             enough and not self._pending, tuple(self._served.values()), tuple(self._pending), tuple(self._broken)
         )
+
+    def _unknown(self, name: str | None) -> ModelNotFoundError:
+        routes = _routes(self._candidates)
+        if name is None:
+            return ModelNotFoundError(
+                f"Expected the URL to name one of several models: {routes}. Received: /predict, for which the service "
+                "has no default. Start it with --default-model NAME to give it one."
+            )
+        return ModelNotFoundError(f"Expected the name of a model that is here: {routes}. Received: {name!r}.")
 
     def _not_served(self, name: str) -> ModelNotReadyError:
         if name in self._pending:

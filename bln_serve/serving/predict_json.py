@@ -9,6 +9,7 @@ JSON says less than an array does, so lists are read strictly: no text, null or 
 different lengths become no array.
 """
 
+import re
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -47,7 +48,11 @@ def read(body: bytes) -> PredictRequest:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise MalformedRequestError(f"Expected a JSON object. Received: {len(body)} bytes, and {error}.") from error
+        # Python's own writer makes NaN and Infinity, which are no JSON.
+        hint = " JSON has no NaN and no Infinity." if re.search(rb"NaN|Infinity", body) else ""
+        raise MalformedRequestError(
+            f"Expected a JSON object. Received: {len(body)} bytes, and {error}.{hint}"
+        ) from error
     if not isinstance(document, dict):
         raise MalformedRequestError(f'Expected a JSON object, {{"instances": [...]}}. Received: {_kind(document)}.')
     if unknown := [key for key in document if key not in _KEYS]:

@@ -145,7 +145,7 @@ def _sentence(detail: Any) -> str:
         return f"Expected one of the settings {', '.join(Settings.model_fields)}. Received: {name!r}."
     option = "PATH" if name == "paths" else f"--{name.replace('_', '-')}"
     reason = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"Expected of {option} ({ENVIRONMENT_PREFIX}{name.upper()}): {reason}. Received: {detail['input']!r}."
+    return f"Expected {option} ({ENVIRONMENT_PREFIX}{name.upper()}) to be {reason}. Received: {detail['input']!r}."
 
 
 def _check_environment() -> None:

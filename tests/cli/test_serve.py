@@ -25,7 +25,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_a_wrong_value_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["--port", "x"]) == 2
-    assert capsys.readouterr().err.startswith("error: Expected of --port (BLN_SERVE_PORT): a valid integer")
+    assert capsys.readouterr().err.startswith("error: Expected --port (BLN_SERVE_PORT) to be a valid integer")
 
 
 def test_a_missing_path_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,11 +92,15 @@ def test_a_wider_tolerance_than_usual_is_shown(
 def test_a_wrong_path_is_answered_with_what_is_expected_there(
     golden_artifacts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (golden_artifacts / "tiny_mpmm", golden_artifacts / "absent"):
+    for path, received, way_out in (
+        (golden_artifacts / "tiny_mpmm", "a folder with the versions 1.", f"{golden_artifacts / 'tiny_mpmm' / '1'}."),
+        (golden_artifacts / "absent", "No such", "Make one with bln-export MODEL.keras."),
+    ):
         assert main([str(path)]) == 1
         said = capsys.readouterr().err
-        assert said.startswith(f"error: Expected an exported version with a manifest.json at {path}. Received: No such")
-        assert said.endswith("Make one with bln-export MODEL.keras.\n")
+        expected = f"error: Expected an exported version with a manifest.json at {path}. Received: {received}"
+        assert said.startswith(expected)
+        assert said.endswith(f"{way_out}\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["one", "two"], ["--fast", "models/a/1"]])

@@ -165,7 +165,7 @@ IMAGE = [[0.0] * 8] * 8
         ("digits_rnn", {"json": {"instances": [IMAGE]}}, 422, "at least 2 rows .* To be answered"),
         ("digits_rnn", {"json": {"instances": [IMAGE] * 26}}, 422, "26 rows, which in mini-batches of 25 leave 1"),
         ("tiny_pppp?mini_batch_rows=0", {"json": {"instances": [[[0.0] * 4] * 6] * 5}}, 422, "at most 4 rows"),
-        ("nope", {"json": {"instances": [IMAGE]}}, 404, "not 'nope'.*/models/digits_cnn/predict"),
+        ("nope", {"json": {"instances": [IMAGE]}}, 404, "/models/digits_cnn/predict.* Received: 'nope'"),
     ],
 )
 def test_a_wrong_request_is_refused_with_a_sentence(
@@ -282,7 +282,7 @@ def test_the_default_model(service: Any, repository: Callable[..., Path], start:
     body = {"instances": [IMAGE] * 2}
     several = service.post("/predict", json=body)
     assert several.status_code == 404
-    assert "Expected a default model. Received: a service with /models/digits_cnn/predict" in several.json()["error"]
+    assert "Expected the URL to name one of several models: /models/digits_cnn/predict" in several.json()["error"]
     two = repository("digits_cnn", "digits_rnn")
     chosen = start(paths=[two], default_model="digits_rnn")
     assert chosen.post("/predict", json=body).json()["model"] == "digits_rnn"

@@ -150,3 +150,9 @@ def test_an_answer_that_json_cannot_say_is_refused_with_its_rows(value: float) -
     output[[1, 3], 0, 1] = value
     with pytest.raises(NonFiniteAnswerError, match=r"output 'y'.* in 2 of 4 rows, at index 1, 3. .*application/x-npy"):
         predict_json.write(_prediction(y=output))
+
+
+@pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity"])
+def test_pythons_own_words_for_what_json_has_none_are_explained(word: bytes) -> None:
+    with pytest.raises(MalformedRequestError, match="Expected a JSON object.*JSON has no NaN and no Infinity"):
+        predict_json.read(b'{"instances": [[' + word + b"]]}")

@@ -48,10 +48,10 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_right_one(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--port", "x"], r"Expected of --port \(BLN_SERVE_PORT\): a valid integer.* Received: 'x'"),
+        (["--port", "x"], r"Expected --port \(BLN_SERVE_PORT\) to be a valid integer.* Received: 'x'"),
         (["--port", "65536"], "less than or equal to 65535. Received: '65536'"),
         (["--max-queued-rows", "0"], "--max-queued-rows .* greater than or equal to 1"),
-        (["--model", "digits"], r"Expected of --model \(BLN_SERVE_MODEL\): NAME=VERSION, such as digits=2"),
+        (["--model", "digits"], r"Expected --model \(BLN_SERVE_MODEL\) to be NAME=VERSION, such as digits=2"),
         (["--model", "digits=01"], "NAME=VERSION"),
         (["--model", "digits=1", "--model", "digits=2"], "one version a model, and not two for 'digits'"),
     ],
