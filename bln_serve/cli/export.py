@@ -1,4 +1,4 @@
-"""bln-export: from a .keras file to a verified artifact."""
+"""bln-export: from a .keras or .h5 file to a verified artifact."""
 
 import argparse
 import contextlib
@@ -31,7 +31,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="bln-export",
         description="Export a Keras model that uses Batch Layer Normalization as a verified SavedModel and ONNX model.",
     )
-    parser.add_argument("model", metavar="MODEL.keras", help="the trained model")
+    parser.add_argument(
+        "model", metavar="MODEL.keras|MODEL.h5", help="the trained model; .h5: a file of the reference implementation"
+    )
+    parser.add_argument(
+        "--architecture",
+        metavar="MODEL.keras|MODULE:FUNCTION",
+        help="for an .h5 file of weights alone: the model they belong to, or the function of yours that builds it",
+    )
     parser.add_argument("-o", "--out", default="models", help="the model repository (default: %(default)s)")
     parser.add_argument("--name", help="the model's name (default: the file's)")
     parser.add_argument("--version", type=int, metavar="V", help="the version (default: the next)")
@@ -79,6 +86,7 @@ def _export_and_report(arguments: argparse.Namespace) -> int:
         artifact = export(
             arguments.model,
             arguments.out,
+            architecture=arguments.architecture,
             name=arguments.name,
             version=arguments.version,
             statistics=arguments.statistics,

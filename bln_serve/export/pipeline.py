@@ -84,6 +84,7 @@ def export(
     model_or_path: Any,
     out: str | Path = "models",
     *,
+    architecture: str | Path | Callable[[], Any] | None = None,
     name: str | None = None,
     version: int | None = None,
     statistics: str | None = None,
@@ -96,8 +97,9 @@ def export(
     """Export a Keras model as a verified artifact, OUT/NAME/VERSION.
 
     Args:
-        model_or_path: a `.keras` file, or a built functional or Sequential model, which is not changed.
+        model_or_path: a `.keras` or `.h5` file, or a built functional or Sequential model, which is not changed.
         out: the model repository.
+        architecture: for an `.h5` file of weights alone, as `loading.load` takes it.
         name: of the model; by default the file's stem or the model's name.
         version: positive; by default the one after the latest.
         statistics: the policy of every BLN layer, as `StatisticsPolicy.parse` reads it; by default each layer's flags.
@@ -128,9 +130,8 @@ def export(
         raise exists(target)
     with staging(target) as stage:
         on_stage("loading the model")
-        model = loading.load(path) if path else model_or_path
-        source = sha256(path) if path else None
-        order = _Order(name, version, source, tolerance, opset, statistics, mini_batch_rows)
+        model = loading.load(path or model_or_path, architecture)
+        order = _Order(name, version, sha256(path) if path else None, tolerance, opset, statistics, mini_batch_rows)
         manifest = _make(model, stage, order, on_stage)
         with deployment.publishing(folder, manifest):
             put_in_place(stage, target, replace=force)

@@ -168,9 +168,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_another_format(tmp_path: Path) -> None:
-    (tmp_path / "model.h5").write_bytes(b"\x89HDF")
-    with pytest.raises(ModelLoadError, match=r"Expected a \.keras file\. Received: model\.h5"):
-        load(tmp_path / "model.h5")
+    (tmp_path / "model.pb").write_bytes(b"\x0a")
+    with pytest.raises(ModelLoadError, match=r"Expected a \.keras or \.h5 file\. Received: model\.pb"):
+        load(tmp_path / "model.pb")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off"])
