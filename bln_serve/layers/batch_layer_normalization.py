@@ -1,44 +1,25 @@
 """The Keras 3 layer. Its docstring is its specification."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
 
 from bln_serve.layers import _estimate
+from bln_serve.layers._marker import Marker, current_marker, marked_calls
 from bln_serve.layers._slots import require_slots
 from bln_serve.statistics import STATISTICS, Source, StatisticsPolicy
+
+__all__ = ["BatchLayerNormalization", "Marker", "marked_calls"]
 
 # Weighs the batch branch against the feature branch beside 1/m; fixed by the reference implementation.
 DELTA = 1e-4
 
 
-class Marker(Protocol):
-    """Takes the place of a layer's inference computation while a graph is traced for export."""
-
-    def __call__(self, layer: "BatchLayerNormalization", x: Any) -> Any:
-        """Return a tensor with the shape and dtype of `x`."""
-
-
-_marker: ContextVar[Marker | None] = ContextVar("bln_marker", default=None)
-
-
-@contextmanager
-def marked_calls(marker: Marker) -> Iterator[None]:
-    """Let `marker` stand in for every BLN layer's inference, in this thread or task, inside the `with` block."""
-    token = _marker.set(marker)
-    try:
-        yield
-    finally:
-        _marker.reset(token)
-
-
 @keras.saving.register_keras_serializable(package="bln_serve")
 class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # keras publishes no types
-    """Batch Layer Normalization (Ziaee and Cano, 2022, arXiv 2209.08898).
+    """Batch Layer Normalization (Ziaee and Çano, 2022, https://arxiv.org/abs/2209.08898).
 
     The layer normalises each value twice, over the rows of its mini-batch and over the features of its row, and adds
     the two in a proportion that the batch size decides. For an input x of shape `(n, ..., d)`, a layer built for batch
@@ -49,31 +30,65 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
         y   = gamma * (x_b * (1 - (1/m + 1e-4)) + x_f * (1/m - 1e-4)) / sqrt(d) + beta
 
     `batch_*` are taken over axis 0 alone, so per position and not per channel: shape `(1, ..., d)`. `feature_*` are
-    taken over the last axis: shape `(n, ..., 1)`. All variances are biased. `m` is fixed for the life of the layer: it
-    sets the two weights whatever number of rows is fed.
+    taken over the last axis: shape `(n, ..., 1)`. All variances are biased.
+
+    m is fixed for the life of the layer, whatever number of rows is fed. It sets the two weights (0.9599 and 0.0399 at
+    m = 25; -1e-4 and 0.9999 at m = 1; the feature branch is gone at m = 10,000), the number of slots, and the
+    correction of the stored feature variance.
 
     Training (`training=True` and `trainable`) uses the mini-batch's own four statistics, whatever the flags say, lets
     gradients flow through them, and updates the population estimates.
 
     Inference takes each statistic from the source that its flag names: the population estimate (True) or the
-    mini-batch (False). The four flags are the *statistics policy*, written as four letters: the default is PPMM, and
-    all False is MMMM.
+    mini-batch (False). A live variance is taken about its own live mean, also beside a stored mean. The four flags are
+    the *statistics policy*, written as four letters: the default is PPMM, and all False is MMMM.
 
     The trap: with a live batch mean or batch variance a row's answer depends on the other rows of its mini-batch, at
     inference as well. The same row gives different answers in different company, one row alone gives an answer
-    without meaning (its batch branch is 0, or, with a stored mean, some 30 times too large), and a server that merges
-    requests leaks one client's rows into another's answer. Stored feature statistics are kept per *slot*, the row's
-    place in its mini-batch: there a row's answer depends on its place.
+    without meaning (its batch branch is 0, or, with a stored mean, some 30 times too large), a smaller last batch
+    answers differently, and a server that merges requests leaks one client's rows into another's answer. Stored
+    feature statistics are kept per *slot*, the row's place in its mini-batch: there a row's answer depends on its
+    place. PPMM alone has neither. Whatever the policy, an answer is only as good as the rows the statistics came from
+    are like the rows at hand.
 
     Population estimates are running means over the steps since the estimate was started, right after every step; with
-    the callback `PopulationStatistics` an estimate starts anew each epoch. Each step weighs 1. A batch variance counts
-    n / (n - 1) times, and a step of one row does not count for it; a feature variance counts m / (m - 1) times. At
-    m = 1 neither variance can be estimated. A partial batch updates the slots it has. They are kept in float64, where a
-    running mean in float32 stagnates (1e-3 off after 100,000 steps). A layer used twice in a model averages over its
-    uses. Inference computes with what is stored, also if nothing was ever estimated: then mean 0 and variance 1.
+    the callback `PopulationStatistics` an estimate starts anew each epoch, so that the stored one is the last epoch's.
+    Each step weighs 1. A batch variance counts n / (n - 1) times, and a step of one row does not count for it; a
+    feature variance counts m / (m - 1) times. At m = 1 neither variance can be estimated. A partial batch updates the
+    slots it has. They are kept in float64, where a running mean in float32 stagnates (1e-3 off after 100,000 steps).
 
-    Statistics are computed in float32 under mixed precision and in float64 under float64; the output has the compute
-    dtype. A mask passes through unchanged and does not exclude rows or positions from the statistics.
+    What the paper calls "independent of the input data" are these laws; tests/layers/test_laws.py has each, and each
+    place where it stops. A branch is *live* if its mean and its variance both are, as always in training.
+
+    - A live batch branch does not change with x -> a * x + c for a > 0 and c of shape `(1, ..., d)`: each position has
+      its own scale and shift over the rows. So a kernel column of a Dense layer before it may be scaled with its bias,
+      and any bias moved. A live feature branch does not change for a > 0 and c of shape `(n, ..., 1)`: the contrast
+      and brightness of each row, a common scale of the kernel and bias before it, one number added to all biases.
+    - The shift is exact, the scale up to epsilon: a acts as epsilon / a**2 in epsilon's place, so that the branch moves
+      by at most |x - mean| / std * epsilon * |1 - 1 / a**2| / (2 * var). It stops where the variance is no larger than
+      epsilon: there a branch grows with a, and it is 0 where the variance is. A negative a turns the branch's sign.
+    - y is the sum of both branches, and does not change only for what suits both: a and c of shape `(1, ..., 1)`.
+    - A stored mean ends both laws: a shift c moves the branch by c / sqrt(var + epsilon). Under a stored variance with
+      a live mean the shift's law holds, and the branch grows with a, exactly.
+    - Rows in another order give the same answers in that order, under every policy without stored feature statistics
+      (PPMM and MMMM among them) and in training; not where slots make it positional (PPPP), except at m = 1.
+    - Inference under MMMM is the training output of the same rows; under no other policy.
+    - A row alone gives its answer in company under PPMM. With stored feature statistics it does in the same slot, so
+      the first rows of a mini-batch may come without the others. With a live batch mean or variance it does not.
+
+    Positions, where the reference implementation answers otherwise or not at all:
+
+    - `training` is omitted or None (the enclosing call's, else False), a bool, or a scalar boolean tensor, for which
+      the graph holds both ways and updates in the training one alone.
+    - `trainable=False`: `training=True` is inference, under the policy, and nothing is updated, as in Keras's own
+      BatchNormalization. Compile again after changing it, or the policy.
+    - A layer used twice in a model, or once a time step by TimeDistributed (a known number of them),
+      averages over its uses.
+    - More rows than slots are an error, never a broadcast. One row meets slot 0; at m = 1 the one slot serves all rows.
+    - Inference computes with what is stored, also if nothing was ever estimated: then mean 0 and variance 1.
+    - Statistics are computed in float32 under mixed precision and in float64 under float64; the output has the compute
+      dtype. `epsilon` is an argument and not a weight.
+    - A mask passes through unchanged and does not exclude rows or positions from the statistics.
 
     Args:
         batch_size: m, at least 1: the batch size that the layer is trained with, and its number of slots.
@@ -178,11 +193,16 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
             aggregation="mean",  # over the replicas of a distribution strategy
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Normalise a mini-batch of shape `(n, ..., d)`."""
-        if training and self.trainable:
-            return self._train(inputs)
-        marker = _marker.get()
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        """Normalise a mini-batch of shape `(n, ..., d)`; `training` is as the class says."""
+        if not self.trainable or training is None:
+            training = False
+        if ops.is_tensor(training):  # a constant is folded; else the updates are in the training branch alone
+            return ops.cond(ops.cast(training, "bool"), lambda: self._train(inputs), lambda: self._evaluate(inputs))
+        return self._train(inputs) if training else self._evaluate(inputs)
+
+    def _evaluate(self, inputs: Any) -> Any:
+        marker = current_marker()
         return marker(self, inputs) if marker else self._infer(inputs)
 
     def _train(self, inputs: Any) -> Any:
@@ -245,5 +265,7 @@ def _live_statistics(x: Any) -> dict[str, Any]:
     for name, axis in (("batch", 0), ("feature", -1)):
         mean = ops.mean(x, axis=axis, keepdims=True)
         statistics[f"{name}_mean"] = mean
-        statistics[f"{name}_var"] = ops.mean(ops.square(x - mean), axis=axis, keepdims=True)
+        # The deviations from a mean add up to 0, so no gradient comes through the mean here, and none is computed.
+        deviations = x - ops.stop_gradient(mean)
+        statistics[f"{name}_var"] = ops.mean(ops.square(deviations), axis=axis, keepdims=True)
     return statistics

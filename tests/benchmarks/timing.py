@@ -2,19 +2,24 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of one call, by contestant."""
+    """Seconds of one call, by contestant, one figure a round."""
 
-    medians: Mapping[str, float]
+    seconds: Mapping[str, Sequence[float]]
+
+    def median(self, name: str) -> float:
+        """Return a contestant's median over the rounds."""
+        return statistics.median(self.seconds[name])
 
     def ratio(self, slower: str, faster: str) -> float:
-        """Return how many times as long the first takes as the second."""
-        return self.medians[slower] / self.medians[faster]
+        """Return how many times as long the first takes as the second: the median over rounds, pair by pair."""
+        pairs = zip(self.seconds[slower], self.seconds[faster], strict=True)
+        return statistics.median(one / other for one, other in pairs)
 
 
 def side_by_side(contestants: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> Timing:
@@ -22,7 +27,7 @@ def side_by_side(contestants: Mapping[str, Callable[[], object]], rounds: int, c
 
     Args:
         contestants: what to call, by name.
-        rounds: how many turns each has; the median over turns is kept.
+        rounds: how many turns each has.
         calls: of one turn, timed together.
     """
     for call in contestants.values():
@@ -34,4 +39,4 @@ def side_by_side(contestants: Mapping[str, Callable[[], object]], rounds: int, c
             for _ in range(calls):
                 call()
             seconds[name].append((time.perf_counter() - began) / calls)
-    return Timing({name: statistics.median(values) for name, values in seconds.items()})
+    return Timing(seconds)

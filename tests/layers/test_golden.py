@@ -101,6 +101,20 @@ def test_inference_on_other_numbers_of_rows_wherever_the_reference_answers(path:
     assert compared >= 4
 
 
+@pytest.mark.parametrize("name", ["bln_rank2_m25", "bln_rank3_m2", "bln_rank3_m25", "bln_rank4_m25"])
+def test_one_row_is_answered_at_slot_0_where_the_reference_broadcasts_it_to_every_slot(name: str) -> None:
+    golden = Golden(GOLDEN / f"{name}.npz")
+    golden.store_population()
+    for policy in ALL_POLICIES:
+        if policy.stored_by_slot:
+            expected = golden.arrays[f"y_infer_n1_{policy.code.replace('P', 'T').replace('M', 'F')}"]
+            golden.layer.policy = policy
+            actual = golden.layer(golden.arrays["x_infer_n1"], training=False).numpy()
+            assert len(expected) == golden.m
+            assert actual.shape == (1, *expected.shape[1:])
+            assert np.abs(actual - expected[:1]).max() <= golden.limit * np.abs(expected[:1]).max(), policy
+
+
 @pytest.mark.parametrize(("name", "value"), [("DELTA", 2e-4), ("DELTA", 0.0)])
 def test_the_comparison_fails_for_another_formula(monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
     golden = Golden(GOLDEN / "bln_rank3_m25.npz")
