@@ -131,10 +131,13 @@ def _current_folder() -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _read_config(path: Path) -> Any:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(_CONFIG) as config:
-            return json.load(config)
+        with zipfile.ZipFile(path) as archive, archive.open(_CONFIG) as file:
+            config = json.load(file)
+            if not isinstance(config, dict):
+                raise ValueError(f"a {_CONFIG} that holds a {type(config).__name__}")
+            return config
     except (zipfile.BadZipFile, KeyError, ValueError, RecursionError, OSError, RuntimeError) as error:
         raise ModelLoadError(
             f"Expected {path.name} to be a .keras file: a zip archive with {_CONFIG}. Received: {_first_line(error)}."
@@ -143,17 +146,11 @@ def _read_config(path: Path) -> Any:
 
 def _untrusted(config: Any) -> Iterator[str]:
     """Yield what the config names and may not."""
-    pending = [value for key, value in config.items() if key != "compile_config"] if isinstance(config, dict) else []
-    pending.append({key: config.get(key) for key in ("module", "class_name", "registered_name")} if pending else {})
-    while pending:
-        item = pending.pop()
-        if isinstance(item, list):
-            pending.extend(item)
-        elif isinstance(item, dict):
-            pending.extend(item.values())
-            if "class_name" in item and not _is_trusted(item):
-                named = item.get("config") if item["class_name"] == "function" else item["class_name"]
-                yield f"{item.get('module') or 'no module'}.{named}"
+    loaded = {key: value for key, value in config.items() if key != "compile_config"}
+    for item in reference_files.objects(loaded):
+        if "class_name" in item and not _is_trusted(item):
+            named = item.get("config") if item["class_name"] == "function" else item["class_name"]
+            yield f"{item.get('module') or 'no module'}.{named}"
 
 
 def _is_trusted(item: dict[str, Any]) -> bool:

@@ -90,6 +90,16 @@ def load_keras(path: Path) -> Any:
 
 def names_reference_layers(config: Any) -> bool:
     """Whether a `.keras` file's config is Keras 2's, of a model with the reference's own layers."""
+    keys = {"bln_layer": "self.batchsize", "dense_layer": "random_seed"}
+    for item in objects(config):
+        inner, kind = item.get("config"), str(item.get("class_name")).rpartition(">")[2]
+        if isinstance(inner, dict) and kind in keys and keys[kind] in inner:
+            return True
+    return False
+
+
+def objects(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object in a parsed JSON document, at any depth."""
     pending = [config]
     while pending:
         item = pending.pop()
@@ -97,12 +107,7 @@ def names_reference_layers(config: Any) -> bool:
             pending.extend(item)
         elif isinstance(item, dict):
             pending.extend(item.values())
-            inner = item.get("config")
-            keys = {"bln_layer": "self.batchsize", "dense_layer": "random_seed"}
-            kind = str(item.get("class_name")).rpartition(">")[2]
-            if isinstance(inner, dict) and kind in keys and keys[kind] in inner:
-                return True
-    return False
+            yield item
 
 
 @contextmanager

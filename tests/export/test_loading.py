@@ -180,6 +180,13 @@ def test_what_is_no_zip(content: bytes, tmp_path: Path) -> None:
         load(tmp_path / "model.keras")
 
 
+def test_a_config_that_is_no_object(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("config.json", "[]")
+    with pytest.raises(ModelLoadError, match="a config.json that holds a list"):
+        load(tmp_path / "model.keras")
+
+
 def test_a_truncated_file(model_file: Path) -> None:
     model_file.write_bytes(model_file.read_bytes()[:-2000])
     with pytest.raises(ModelLoadError, match="a zip archive"):

@@ -17,6 +17,8 @@ from bln_serve.layers import BatchLayerNormalization
 
 LEGACY = Path(__file__).parents[1] / "golden" / "legacy"
 FULL = LEGACY / "cnn_bs25_full_noopt.h5"
+GAMMA = "model_weights/bn1/bn1/scale1:0"
+BATCH_MEAN = "model_weights/bn1/bn1/moving_Bmean:0"
 _NAMES = {
     "gamma": "scale1",
     "beta": "shift1",
@@ -25,6 +27,12 @@ _NAMES = {
     "population_feature_mean": "moving_Fmean",
     "population_feature_var": "moving_Fvar",
 }
+
+
+def replace(file: Any, name: str, value: Any) -> None:
+    """Put another value in the place of a dataset."""
+    del file[name]
+    file[name] = value
 
 
 def paper_cnn(m: int = 25, classes: int = 10) -> Any:
