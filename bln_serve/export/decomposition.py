@@ -1,7 +1,7 @@
-"""Lowering the custom op to standard ONNX operators, as a pure function from model to model.
+"""Lowering BLN's custom op to standard ONNX operators, as a pure function from model to model.
 
-Precondition: each `com.bln::BatchLayerNormalization` node stands in the main graph, with x of shape (rows, ..., d) in
-any float dtype and its six tables as initializers. Result: none is left, and no other node is touched.
+Precondition: each `com.bln::BatchLayerNormalization` node stands in the main graph, with x in any float dtype, its axes
+as the attribute `axes` says, and its six tables as initializers. Result: none is left, and no other node is touched.
 
 With s_b = gamma * w_b / sqrt(d) and s_f = gamma * w_f / sqrt(d), the layer is
 
@@ -11,19 +11,28 @@ and every factor that only holds stored values is a table, folded here in float6
 
     batch branch     bm, bv stored   x * A + B                 A = s_b / sqrt(bv + epsilon), B = -bm * A   (1, ..., d)
                      bv stored       (x - mean(x)) * A
-                     bv live         (x - bm or mean(x)) * s_b / sqrt(var(x) + epsilon)
+                     bv live         (x - bm or mean(x)) * (s_b / sqrt(var(x) + epsilon))
     feature branch   fm, fv stored   x * C[:rows] + D[:rows]   C = s_f / sqrt(fv + epsilon), D = -fm * C   (m, ..., d)
                      fv stored       (x - mean(x)) * C[:rows]
-                     fv live         (x - fm[:rows] or mean(x)) * s_f / sqrt(var(x) + epsilon)
+                     fv live         (x - fm[:rows] or mean(x)) / sqrt(var(x) + epsilon) * s_f
 
 Both branches stored make one multiplication and one addition, x * (A + C) + (B + D + beta). A feature branch whose mean
-and variance are live is ONNX's LayerNormalization with scale s_f, in one node; not in float64, where its epsilon, a
-float32 attribute, would cost digits. Elsewhere a live variance is taken in two passes about its own live mean: one pass
-would lose an input's offset to cancellation. At m = 1 the single slot serves every row, and nothing is cut.
+and variance are live is ONNX's LayerNormalization with scale s_f, in one node, where features lie last; not in float64,
+where its epsilon, a float32 attribute, would cost digits. Elsewhere a live variance is taken in two passes about its
+own live mean: one pass would lose an input's offset to cancellation. At m = 1 the single slot serves every row, and
+nothing is cut.
+
+One run may hold K mini-batches of r rows side by side, each with its own statistics and its own slot 0. K is the
+model's input `mini_batches`, int64 of shape (1,): an initializer of 1 that may be overridden, so that who does not know
+of it never meets it.
+
+    live over rows              x is seen as (K, r, ...), and its rows are the second axis
+    stored by slot, no more     C and D are taken at the slots 0 ... r - 1, K times over; where all are stored, y takes
+                                two look-ups, a multiplication and an addition
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +41,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bln_serve.errors import UnsupportedModelError
-from bln_serve.export.marking import DOMAIN, TABLES
+from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, TABLES, attributes_of, is_op
+from bln_serve.export.graphs import Emitter, all_nodes, copy_of, drop_unused, replace_nodes, tables_of, values_used
+from bln_serve.manifest import MINI_BATCHES
 from bln_serve.statistics import Source, StatisticsPolicy
 
 Table = NDArray[np.float64]
@@ -41,67 +52,247 @@ Table = NDArray[np.float64]
 _HALF = ("float16", "bfloat16")
 
 
-def decompose(marked: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with every custom node lowered; `marked` is not changed.
+def decompose(marked: onnx.ModelProto, *, several_mini_batches: bool = True) -> onnx.ModelProto:
+    """Return the model with every BLN node lowered; `marked` is not changed.
+
+    Args:
+        marked: the model.
+        several_mini_batches: give the model the input `mini_batches` if a layer's rows meet.
 
     Raises:
-        UnsupportedModelError: a custom node stands inside a subgraph.
+        UnsupportedModelError: the model has an input of its own by that name.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(marked)
+    model = copy_of(marked)
     graph = model.graph
-    tables = {item.name: item for item in graph.initializer}
+    tables = tables_of(graph)
     lowered: list[onnx.NodeProto] = []
+    slots = _Slots(graph.input[0].name, several_mini_batches)
     for index, node in enumerate(graph.node):
-        if node.domain != DOMAIN:
+        if not is_op(node, BATCH_LAYER_NORMALIZATION):
             lowered.append(node)
             continue
-        values = {name: numpy_helper.to_array(tables[key]) for name, key in zip(TABLES, node.input[1:], strict=True)}
-        emitter = _Emitter.of(node, index)
-        _lower(emitter, node.input[0], node.output[0], _attributes(node), values)
-        lowered += emitter.nodes
-        graph.initializer.extend(emitter.initializers)
-    del graph.node[:]
-    graph.node.extend(lowered)
-    _drop_unused(model)
-    _require_none_left(model)
+        values = [numpy_helper.to_array(tables[name]) for name in node.input[1:]]
+        layer = _Layer(attributes_of(node), dict(zip(TABLES, values, strict=True)), several_mini_batches)
+        emit = Emitter(f"{layer.name}_{index}", layer.dtype)
+        _lower(emit, layer, slots, node.input[0], node.output[0])
+        lowered += emit.nodes
+        graph.initializer.extend(emit.initializers)
+    replace_nodes(graph, [*slots.emit.nodes, *lowered])
+    graph.initializer.extend(slots.emit.initializers)
+    drop_unused(graph)
+    if MINI_BATCHES in values_used(graph):
+        _add_mini_batches(graph)
     return model
 
 
-def _lower(emit: "_Emitter", x: str, y: str, attributes: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-    policy = StatisticsPolicy.from_code(attributes["policy"])
-    half = attributes["dtype"] in _HALF
-    layer = _Layer(
-        emit("Cast", x, to=emit.dtype) if half else x,
-        m=attributes["m"],
-        epsilon=float(attributes["epsilon"]),
-        batch_scale=tables["gamma"] * float(attributes["w_b"]) / np.sqrt(tables["gamma"].size),
-        feature_scale=tables["gamma"] * float(attributes["w_f"]) / np.sqrt(tables["gamma"].size),
-    )
-    batch = _branch(emit, layer, _Branch.of("batch", policy, tables, layer.batch_scale))
-    feature = _branch(emit, layer, _Branch.of("feature", policy, tables, layer.feature_scale))
-    terms = [term for term in (batch, feature) if isinstance(term, str)]
-    affine = _sum([term for term in (batch, feature) if isinstance(term, _Affine)], tables["beta"])
-    if affine.scale is not None:
-        terms.append(emit("Mul", layer.x, _cut(emit, layer, affine.scale)))
-    terms.append(_cut(emit, layer, affine.offset))
-    total = terms[0]
-    for term in terms[1:]:
-        total = emit("Add", total, term)
-    if half:
-        emit("Cast", total, to=getattr(onnx.TensorProto, attributes["dtype"].upper()))
-    emit.nodes[-1].output[0] = y
+def require_standard(model: onnx.ModelProto) -> None:
+    """Drop the operator sets that no node needs any more, and make sure that no custom node is left.
+
+    Raises:
+        UnsupportedModelError: an operator is none of the ONNX standard's.
+    """
+    nodes = [node for node in all_nodes(model.graph) if node.domain not in ("", "ai.onnx")]
+    if nodes:
+        received = ", ".join(sorted({f"{node.domain}::{node.op_type}" for node in nodes}))
+        raise UnsupportedModelError(f"Expected standard ONNX operators only. Received: {received}.")
+    standard = [item for item in model.opset_import if item.domain in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend(standard)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """What both branches of one layer share."""
+    """One BLN call, and where in x its axes lie.
 
+    Attributes:
+        attributes: the node's.
+        tables: the node's, shapes as the layer has them.
+        may_split: whether x may be seen as several mini-batches.
+    """
+
+    attributes: Mapping[str, Any]
+    tables: Mapping[str, Table]
+    may_split: bool
+
+    @property
+    def name(self) -> str:
+        return str(self.attributes["layer"])
+
+    @property
+    def policy(self) -> StatisticsPolicy:
+        return StatisticsPolicy.from_code(self.attributes["policy"])
+
+    @property
+    def epsilon(self) -> float:
+        return float(self.attributes["epsilon"])
+
+    @property
+    def half(self) -> bool:
+        return self.attributes["dtype"] in _HALF
+
+    @property
+    def dtype(self) -> int:
+        """The element type that the statistics are computed in."""
+        return int(onnx.TensorProto.DOUBLE if self.attributes["dtype"] == "float64" else onnx.TensorProto.FLOAT)
+
+    @property
+    def m(self) -> int:
+        return int(self.attributes["m"])
+
+    def scale(self, branch: str) -> Table:
+        """Return s_b or s_f, shape (d,)."""
+        gamma = self.tables["gamma"]
+        return np.asarray(gamma * float(self.attributes[f"w_{branch[0]}"]) / np.sqrt(gamma.size))
+
+    @property
+    def rank(self) -> int:
+        return self.tables["batch_mean"].ndim
+
+    @property
+    def axes(self) -> Sequence[int]:
+        return tuple(self.attributes.get("axes", range(self.rank)))
+
+    @property
+    def rows_per_row(self) -> int:
+        """How many rows of the layer one row of a request makes."""
+        return int(self.attributes.get("rows_per_row", 1))
+
+    @property
+    def split(self) -> bool:
+        """Whether x is seen as several mini-batches."""
+        return self.may_split and bool(self.policy.live_over_rows)
+
+    @property
+    def row_axis(self) -> int:
+        """Where the rows of one mini-batch lie."""
+        return self.axes[0] + self.split
+
+    @property
+    def feature_axis(self) -> int:
+        return self.axes[-1] + (self.split and self.axes[-1] > self.axes[0])
+
+    @property
+    def is_layer_normalization(self) -> bool:
+        """Whether the feature branch is LayerNormalization."""
+        live = not self.policy.stored_by_slot
+        return live and self.axes[-1] == self.rank - 1 and self.dtype == onnx.TensorProto.FLOAT
+
+    @property
+    def bias(self) -> Table | None:
+        """What LayerNormalization may add: beta, unless a table of the batch branch is to be added anyway."""
+        return self.tables["beta"] if self.is_layer_normalization and self.policy.live_over_rows else None
+
+    @property
+    def offset(self) -> Table:
+        """What is to be added beside the branches."""
+        return self.tables["beta"] * (self.bias is None)
+
+    def lengths(self) -> list[int]:
+        """Return the lengths of x's axes, -1 for the rows."""
+        shape = (-1, *self.tables["batch_mean"].shape[1:])
+        return [shape[self.axes.index(axis)] for axis in range(self.rank)]
+
+    def arrange(self, values: Table) -> Table:
+        """Move a table's axes to where x has them, without the leading axes of length 1, which broadcasting adds."""
+        full = values.reshape((1,) * (self.rank - values.ndim) + values.shape)
+        moved = full.transpose([self.axes.index(axis) for axis in range(self.rank)])
+        if self.split:
+            moved = np.expand_dims(moved, self.axes[0])
+        leading = next((axis for axis, length in enumerate(moved.shape) if length != 1), moved.ndim)
+        return moved.reshape(moved.shape[leading:])
+
+
+class _Slots:
+    """The slots of all rows of a run, (rows,), computed once for all layers that need no more of their mini-batch.
+
+    Args:
+        rows: any input of the model; it has the run's rows.
+        several: whether a run may hold several mini-batches.
+    """
+
+    def __init__(self, rows: str, several: bool) -> None:
+        self.emit = Emitter("slots")
+        self._rows, self._several = rows, several
+        self._made: dict[int, str] = {}
+
+    def of(self, layer: _Layer) -> str:
+        """Return the slots of a layer's rows."""
+        if layer.rows_per_row not in self._made:
+            self._made[layer.rows_per_row] = self._make(layer.rows_per_row)
+        return self._made[layer.rows_per_row]
+
+    def _make(self, rows_per_row: int) -> str:
+        emit = self.emit
+        rows = emit("Shape", self._rows, start=0, end=1)
+        rows = emit("Mul", rows, emit.integers(rows_per_row)) if rows_per_row > 1 else rows
+        each = emit("Div", rows, MINI_BATCHES) if self._several else rows
+        slots = emit("Range", emit.integer(0), emit("Squeeze", each), emit.integer(1))
+        # As many slots as rows, or none: one row and no slot would be broadcast to an answer without rows.
+        return emit("Reshape", emit("Tile", slots, MINI_BATCHES), rows) if self._several else slots
+
+
+def _lower(emit: Emitter, layer: _Layer, slots: _Slots, x: str, y: str) -> None:
+    x = emit("Cast", x, to=layer.dtype) if layer.half else x
+    x = _split(emit, layer, x) if layer.split else x
+    total = _normalized(_Scope(emit, layer, slots, x))
+    if layer.split:
+        total = emit("Reshape", total, emit.integers(*layer.lengths()))
+    if layer.half:
+        emit("Cast", total, to=getattr(onnx.TensorProto, layer.attributes["dtype"].upper()))
+    emit.nodes[-1].output[0] = y
+
+
+def _split(emit: Emitter, layer: _Layer, x: str) -> str:
+    """See x of shape (..., r, ...) as (..., K, r / K, ...)."""
+    lengths, at = layer.lengths(), layer.axes[0]
+    parts = [emit.integers(*lengths[:at])] if at else []
+    # Else a number of 0 would mean the length that x has there.
+    return emit("Reshape", x, emit("Concat", *parts, MINI_BATCHES, emit.integers(*lengths[at:]), axis=0), allowzero=1)
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """One layer being lowered.
+
+    Attributes:
+        emit: takes its nodes and tables.
+        layer: what it is.
+        slots: of the run's rows.
+        x: its input, split into mini-batches if it is to be.
+    """
+
+    emit: Emitter
+    layer: _Layer
+    slots: _Slots
     x: str
-    m: int
-    epsilon: float
-    batch_scale: Table
-    feature_scale: Table
+
+    def stored(self, table: Table) -> str:
+        """Store a table; of one that has an entry for each slot, take those of the rows."""
+        emit, layer = self.emit, self.layer
+        values = layer.arrange(table)
+        name = emit.table(values)
+        if not (table.ndim > 1 and table.shape[0] == layer.m and layer.m > 1):
+            return name
+        axis = values.ndim - layer.rank - layer.split + layer.row_axis
+        if not layer.split:
+            return emit("Gather", name, self.slots.of(layer), axis=axis)
+        rows = emit("Shape", self.x, start=layer.row_axis, end=layer.row_axis + 1)
+        return emit("Slice", name, emit.integers(0), rows, emit.integers(axis))
+
+
+def _normalized(scope: _Scope) -> str:
+    emit, layer, x = scope.emit, scope.layer, scope.x
+    branches = [_branch(scope, _Branch.of(kind, layer)) for kind in ("batch", "feature")]
+    terms = [term for term in branches if isinstance(term, str)]
+    affine = _sum([term for term in branches if isinstance(term, _Affine)], layer.offset)
+    if affine.scale is not None:
+        terms.append(emit("Mul", x, scope.stored(affine.scale)))
+    if np.any(affine.offset):
+        terms.append(scope.stored(affine.offset))
+    total = terms[0]
+    for term in terms[1:]:
+        total = emit("Add", total, term)
+    return total
 
 
 @dataclass(frozen=True)
@@ -114,42 +305,48 @@ class _Affine:
 
 @dataclass(frozen=True)
 class _Branch:
-    """One of the two branches: its axis, its scale, and its stored mean and variance where it has them."""
+    """One of the two branches: its axis in x, its scale, and its stored mean and variance where it has them."""
 
     axis: int
+    over_rows: bool
     scale: Table
     mean: Table | None
     var: Table | None
 
     @classmethod
-    def of(cls, kind: str, policy: StatisticsPolicy, tables: Mapping[str, Table], scale: Table) -> "_Branch":
+    def of(cls, kind: str, layer: _Layer) -> "_Branch":
+        sources = layer.policy.sources
         stored = {
-            part: tables[f"{kind}_{part}"] if policy.sources[f"{kind}_{part}"] is Source.POPULATION else None
+            part: layer.tables[f"{kind}_{part}"] if sources[f"{kind}_{part}"] is Source.POPULATION else None
             for part in ("mean", "var")
         }
-        return cls(0 if kind == "batch" else -1, scale, **stored)
+        over_rows = kind == "batch"
+        return cls(layer.row_axis if over_rows else layer.feature_axis, over_rows, layer.scale(kind), **stored)
 
 
-def _branch(emit: "_Emitter", layer: _Layer, branch: _Branch) -> "_Affine | str":
+def _branch(scope: _Scope, branch: _Branch) -> "_Affine | str":
     """Return the branch as tables if it can be folded, else the name of its value."""
+    emit, layer, x = scope.emit, scope.layer, scope.x
     scale = None if branch.var is None else branch.scale / np.sqrt(branch.var + layer.epsilon)
     if branch.mean is not None and scale is not None:
         return _Affine(scale, -branch.mean * scale)
-    if branch.axis == -1 and branch.mean is None and scale is None and emit.dtype == onnx.TensorProto.FLOAT:
-        return emit("LayerNormalization", layer.x, emit.table(branch.scale), axis=-1, epsilon=layer.epsilon)
-    axes = emit.axes(branch.axis)
-    about_live = emit("Sub", layer.x, emit("ReduceMean", layer.x, axes, keepdims=1))
-    centered = about_live if branch.mean is None else emit("Sub", layer.x, _cut(emit, layer, branch.mean))
+    if not branch.over_rows and layer.is_layer_normalization:
+        bias = [] if layer.bias is None else [emit.table(layer.bias)]
+        return emit("LayerNormalization", x, emit.table(branch.scale), *bias, axis=-1, epsilon=layer.epsilon)
+    axis = emit.integers(branch.axis)
+    about_live = emit("Sub", x, emit("ReduceMean", x, axis, keepdims=1))
+    centered = about_live if branch.mean is None else emit("Sub", x, scope.stored(branch.mean))
     if scale is not None:
-        return emit("Mul", centered, _cut(emit, layer, scale))
-    variance = emit("ReduceMean", emit("Mul", about_live, about_live), axes, keepdims=1)
-    deviation = emit("Sqrt", emit("Add", variance, emit.table(np.asarray(layer.epsilon))))
-    if branch.axis == 0:
-        return emit("Mul", centered, emit("Div", emit.table(branch.scale), deviation))
-    return emit("Mul", emit("Div", centered, deviation), emit.table(branch.scale))
+        return emit("Mul", centered, scope.stored(scale))
+    variance = emit("ReduceMean", emit("Mul", about_live, about_live), axis, keepdims=1)
+    deviation = emit("Sqrt", emit("Add", variance, emit.table(layer.epsilon)))
+    factor = emit.table(layer.arrange(branch.scale))
+    if branch.over_rows:
+        return emit("Mul", centered, emit("Div", factor, deviation))
+    return emit("Mul", emit("Div", centered, deviation), factor)
 
 
-def _sum(parts: list[_Affine], beta: Table) -> _Affine:
+def _sum(parts: Sequence[_Affine], beta: Table) -> _Affine:
     scales = [part.scale for part in parts if part.scale is not None]
     offset = beta
     for part in parts:
@@ -157,78 +354,11 @@ def _sum(parts: list[_Affine], beta: Table) -> _Affine:
     return _Affine(sum(scales[1:], start=scales[0]) if scales else None, offset)
 
 
-def _cut(emit: "_Emitter", layer: _Layer, table: Table) -> str:
-    """Store a table, and cut one that has a row for each slot to the rows of the mini-batch."""
-    name = emit.table(table)
-    by_slot = table.ndim > 1 and table.shape[0] == layer.m and layer.m > 1
-    if not by_slot:
-        return name
-    zero = emit.axes(0)
-    return emit("Slice", name, zero, emit("Shape", layer.x, start=0, end=1), zero)
-
-
-@dataclass
-class _Emitter:
-    """Collects the nodes and tables of one lowered layer."""
-
-    prefix: str
-    dtype: int
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: list[onnx.TensorProto] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, node: onnx.NodeProto, index: int) -> "_Emitter":
-        """Start on a custom node, in the dtype its statistics have."""
-        attributes = _attributes(node)
-        double = attributes["dtype"] == "float64"
-        return cls(f"{attributes['layer']}_{index}", onnx.TensorProto.DOUBLE if double else onnx.TensorProto.FLOAT)
-
-    def __call__(self, op_type: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{self.prefix}/{op_type}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, inputs, [f"{name}:0"], name=name, **attributes))
-        return f"{name}:0"
-
-    def table(self, values: Table) -> str:
-        """Store values in the layer's dtype."""
-        return self._store(np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(self.dtype)))
-
-    def axes(self, axis: int) -> str:
-        """Store an axis, or an index."""
-        return self._store(np.array([axis], np.int64))
-
-    def _store(self, values: NDArray[Any]) -> str:
-        name = f"{self.prefix}/table_{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name))
-        return name
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    used = {name for node in _all_nodes(graph) for name in node.input} | {value.name for value in graph.output}
-    kept = [item for item in graph.initializer if item.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    standard = [item for item in model.opset_import if item.domain in ("", "ai.onnx")]
-    del model.opset_import[:]
-    model.opset_import.extend(standard)
-
-
-def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    nodes = list(graph.node)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                nodes += _all_nodes(attribute.g)
-    return nodes
-
-
-def _require_none_left(model: onnx.ModelProto) -> None:
-    nodes = [node for node in _all_nodes(model.graph) if node.domain not in ("", "ai.onnx")]
-    if nodes:
-        received = ", ".join(sorted({f"{node.domain}::{node.op_type}" for node in nodes}))
-        raise UnsupportedModelError(f"Expected standard ONNX operators only. Received: {received}.")
+def _add_mini_batches(graph: onnx.GraphProto) -> None:
+    if any(value.name == MINI_BATCHES for value in graph.input):
+        raise UnsupportedModelError(
+            f"Expected no input named {MINI_BATCHES!r}, which says how many mini-batches a run holds. Received: one. "
+            "Rename the model's input."
+        )
+    graph.input.append(helper.make_tensor_value_info(MINI_BATCHES, onnx.TensorProto.INT64, [1]))
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), MINI_BATCHES))

@@ -1,40 +1,47 @@
 """Tracing with each BLN call as one recognisable custom op, and converting that trace to ONNX.
 
-While the graph is traced, a BLN call becomes one `PyFuncStateless` operation, which TensorFlow carries through freezing
-and optimisation untouched, and whose string attribute says which call it is. The converter makes it one node
+A BLN call becomes one node
 
     y = com.bln::BatchLayerNormalization(x, gamma, beta, batch_mean, batch_var, feature_mean, feature_var)
-        <m, epsilon, w_b, w_f, policy, layer, dtype>
+        <m, epsilon, w_b, w_f, policy, layer, dtype, rows_per_row>
 
-with the six tables as initializers in float64, put there from the layer's own weights and not from the traced graph, so
-that no optimiser ever touches them. x and y have the shape (rows, ..., d). Such a model is complete and checkable, and
-no runtime executes it: `decomposition` lowers it.
+with the six tables as initializers in float64, from the layer's own weights. x and y have the shape (rows, ..., d).
+Recurrent layers and embeddings are marked too, since the converter makes loops of the ones and takes seconds and
+gigabytes over the tables of the others:
+
+    y = com.bln::Recurrent(x, ...)          as recurrent_layers says
+    y = com.bln::Embedding(ids) <table, input_dim, output_dim, element_type>
+                                            ids of any shape, y with one axis more; the table goes by its name
+        <table, input_dim, output_dim>      the table goes by its name
+
+No runtime executes such a model: `recurrent`, `embedding` and `decomposition` lower it.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bln_serve.errors import UnsupportedModelError
+from bln_serve.export import calls, recurrent_layers
+from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, DOMAIN, EMBEDDING, TABLES
 from bln_serve.export.freezing import FrozenLayer
+from bln_serve.export.marks import Call, Mark, Recorder, call_index, table
 from bln_serve.export.saved_model import Callee
 from bln_serve.layers import BatchLayerNormalization
 from bln_serve.layers.batch_layer_normalization import marked_calls
-from bln_serve.statistics import STATISTICS
 
-DOMAIN = "com.bln"
-OP_TYPE = "BatchLayerNormalization"
-TABLES = ("gamma", "beta", *STATISTICS)
 ROWS = "rows"
 """The name of the batch dimension in the ONNX model."""
 
@@ -44,31 +51,101 @@ _PROBE_ROWS = 7  # a number that no layer has by chance
 
 
 @dataclass(frozen=True)
-class _Call:
-    """One marked call: of which layer, and on what."""
+class MarkedModel:
+    """A model with custom nodes.
 
-    layer: BatchLayerNormalization
-    rows: int | None
-    dtype: str
+    Attributes:
+        model: its graph, without the embeddings' tables.
+        tables: these, by name.
+        notes: what could not be marked and is left to the plain conversion, a sentence each.
+        rows_per_row: how many rows of its own each BLN layer has for one row of a request, by the layer's name.
+    """
+
+    model: onnx.ModelProto
+    tables: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+    rows_per_row: Mapping[str, int] = field(default_factory=dict)
 
 
-class _Marker:
-    """Marks calls while a graph is traced, and remembers them in order."""
+class _Marking:
+    """Decides which calls are marked, while a graph is traced."""
 
-    def __init__(self) -> None:
-        self.calls: list[_Call] = []
+    def __init__(self, frozen: Sequence[FrozenLayer], rows_per_row: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.recorder = Recorder()
+        self.asked: list[Any] = []
+        self.fallbacks: dict[str, None] = {}  # in order, each once
+        self._frozen = {item.layer: item for item in frozen}
+        self._rows_per_row = rows_per_row
 
-    def __call__(self, layer: BatchLayerNormalization, x: Any) -> Any:
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Mark the BLN calls of this thread, at any depth."""
+        with marked_calls(self._batch_layer_normalization):
+            yield
+
+    def stand_in(self, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Mark the call of a recurrent layer or an embedding, or return None."""
+        self.asked.append(layer)
+        if isinstance(layer, keras.layers.Embedding):
+            return self._embedding(layer, args[0])
+        made = recurrent_layers.call(layer, args, kwargs, self.recorder)
+        if isinstance(made, recurrent_layers.Fallback):
+            self.fallbacks[made.note(layer.name)] = None
+            return None
+        return made
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        """Return what was left to the plain conversion, a sentence each."""
+        return (*self.fallbacks, *recurrent_layers.unmarked(model, self.asked))
+
+    def _batch_layer_normalization(self, layer: BatchLayerNormalization, x: Any) -> Any:
         x = tf.cast(x, layer.compute_dtype)
-        # The index makes each call's token its own: equal stateless operations would be merged into one.
-        token = json.dumps({"bln_call": len(self.calls)})
-        self.calls.append(_Call(layer, x.shape[0], layer.compute_dtype))
-        y = tf.raw_ops.PyFuncStateless(input=[x], token=token, Tout=[x.dtype])[0]
-        return tf.ensure_shape(y, x.shape)
+        w_b, w_f = layer.branch_weights
+        frozen, prefix = self._frozen[layer], self.recorder.prefix(layer)
+        values = {"gamma": layer.gamma, "beta": layer.beta, **layer.population}
+        mark = Mark(
+            BATCH_LAYER_NORMALIZATION,
+            frozen.name,
+            {
+                "m": layer.batch_size,
+                # Written as text: an ONNX float attribute is float32, and the tables are folded in float64.
+                "epsilon": repr(layer.epsilon),
+                "w_b": repr(w_b),
+                "w_f": repr(w_f),
+                "policy": frozen.policy.code,
+                "dtype": layer.compute_dtype,
+                "rows_per_row": self._rows_per_row.get(frozen.name, 1),
+            },
+            {f"{prefix}/{name}": table(values[name], np.float64) for name in TABLES},
+            tuple(x.shape),
+            layer.compute_dtype,
+        )
+        return self.recorder.mark(x, mark)
+
+    def _embedding(self, layer: Any, ids: Any) -> Any:
+        if type(layer).call is not keras.layers.Embedding.call or layer.lora_enabled or layer.quantization_mode:
+            return None
+        mask = layer.compute_mask(ids)
+        if ids.dtype not in (tf.int32, tf.int64):
+            ids = tf.cast(ids, tf.int32)
+        values = table(layer.embeddings, layer.compute_dtype)
+        shape = (*ids.shape, layer.output_dim)
+        name = f"{self.recorder.prefix(layer)}/embeddings"
+        facts = {
+            "table": name,
+            "input_dim": layer.input_dim,
+            "output_dim": layer.output_dim,
+            "element_type": helper.np_dtype_to_tensor_dtype(values.dtype),
+        }
+        mark = Mark(EMBEDDING, layer.name, facts, {name: values}, shape, layer.compute_dtype)
+        y = self.recorder.mark(ids, mark)
+        if mask is not None:
+            y._keras_mask = mask
+        return y
 
 
-def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) -> onnx.ModelProto:
-    """Trace a model and convert it to ONNX with one custom node a BLN call.
+def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) -> MarkedModel:
+    """Trace a model and convert it to ONNX with one custom node a marked call.
 
     Args:
         callee: the model, whose layers have their export policies applied.
@@ -79,37 +156,49 @@ def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) ->
         The marked model. Inputs and outputs are named as in the signature, the batch dimension `rows`.
 
     Raises:
-        UnsupportedModelError: a layer's rows are not the request's rows, a BLN call was lost on the way, or the
-            converter does not know an operator.
+        UnsupportedModelError: a layer's axis 0 is not made of the request's rows, a BLN call was lost on the way, or
+            the converter does not know an operator.
     """
-    _require_request_rows(callee)
-    marker = _Marker()
-    function = tf.function(callee, input_signature=callee.tensor_specs(), autograph=False)
-    with marked_calls(marker):
+    rows_per_row = _rows_of_layers(callee, frozen)
+    marking = _Marking(frozen, rows_per_row)
+    function = _traced(callee, marking)
+    with marking.active():
         function.get_concrete_function()
     model = _convert(function, callee, opset)
-    _fill_in(model, marker.calls, {item.layer: item.policy.code for item in frozen})
+    tables = _fill_in(model, marking.recorder.calls)
     _name_rows(model, callee)
-    return model
+    return MarkedModel(model, tables, marking.notes(callee.model), rows_per_row)
 
 
-def _require_request_rows(callee: Callee) -> None:
-    """Trace once with a known number of rows: each BLN layer must see just these."""
-    marker = _Marker()
-    with marked_calls(marker):
+def _rows_of_layers(callee: Callee, frozen: Sequence[FrozenLayer]) -> Mapping[str, int]:
+    """Trace with a known number of rows, and see how many each BLN layer makes of them: as many, or a multiple."""
+    marking = _Marking(frozen)
+    with marking.active():
         try:
-            tf.function(callee, autograph=False).get_concrete_function(*callee.tensor_specs(_PROBE_ROWS))
+            _traced(callee, marking, _PROBE_ROWS).get_concrete_function()
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             raise UnsupportedModelError(
                 f"Expected a model that takes any number of rows. Received: {error} for {_PROBE_ROWS} rows. "
                 "A stateful recurrent layer, for one, keeps the batch size that it was built with."
             ) from error
-    for call in marker.calls:
-        if call.rows != _PROBE_ROWS:
+    shares: dict[str, int] = {}
+    for call in marking.recorder.calls:
+        if call.mark.op_type != BATCH_LAYER_NORMALIZATION:
+            continue
+        whole, left = divmod(call.rows or 0, _PROBE_ROWS)
+        if left or not whole or shares.setdefault(call.mark.layer, whole) != whole:
             raise UnsupportedModelError(
-                f"Expected axis 0 of layer {call.layer.name!r} to be the request's rows. Received: {call.rows} for "
-                f"{_PROBE_ROWS} rows, so another dimension is folded into it. Move the layer before the reshape."
+                f"Expected axis 0 of layer {call.mark.layer!r} to be the request's rows, or the same whole number of "
+                f"entries for each. Received: {call.rows} for {_PROBE_ROWS} rows. Move the layer before the reshape."
             )
+    return shares
+
+
+def _traced(callee: Callee, marking: _Marking, rows: int | None = None) -> Any:
+    def run(*tensors: Any) -> dict[str, Any]:
+        return callee.by_name(calls.run(callee.model, callee.pack(tensors), marking.stand_in))
+
+    return tf.function(run, input_signature=callee.tensor_specs(rows), autograph=False)
 
 
 @contextmanager
@@ -139,17 +228,32 @@ def _convert(function: Any, callee: Callee, opset: int) -> onnx.ModelProto:
             )
     except Exception as error:  # the converter raises whatever its handlers meet
         raise UnsupportedModelError(f"tf2onnx cannot convert the model: {error}") from error
+    _put_constants_in(model, function.get_concrete_function())
     return model
 
 
+def _put_constants_in(model: onnx.ModelProto, traced: Any) -> None:
+    """Make initializers of the tensors that the model's own code made before, which the converter takes for inputs.
+
+    Keras's Normalization holds such ones.
+    """
+    constants = {inner.name: outer for outer, inner in traced.graph.captures if outer.dtype != tf.resource}
+    taken = [value for value in model.graph.input if value.name in constants]
+    for value in taken:
+        model.graph.initializer.append(numpy_helper.from_array(constants[value.name].numpy(), value.name))
+        model.graph.input.remove(value)
+
+
 def _to_custom_node(context: Any, node: Any, _name: str, _arguments: Any) -> None:
-    call = json.loads(node.get_attr_str("token"))["bln_call"]
+    call = call_index(node.get_attr_str("token"))
+    outputs = [(context.get_shape(output), context.get_dtype(output)) for output in node.output]
     for name in list(node.attr):
         del node.attr[name]
-    node.type, node.domain = OP_TYPE, DOMAIN
+    node.type, node.domain = "Marked", DOMAIN
     node.set_attr("call", call)
-    context.set_shape(node.output[0], context.get_shape(node.input[0]))
-    context.set_dtype(node.output[0], context.get_dtype(node.input[0]))
+    for output, (shape, dtype) in zip(node.output, outputs, strict=True):
+        context.set_shape(output, shape)
+        context.set_dtype(output, dtype)
 
 
 def marked_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -157,47 +261,35 @@ def marked_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.domain == DOMAIN]
 
 
-def _fill_in(model: onnx.ModelProto, calls: Sequence[_Call], policies: Mapping[BatchLayerNormalization, str]) -> None:
-    """Give each custom node its attributes and tables; as many nodes as calls, or a BLN layer was lost."""
+def _fill_in(model: onnx.ModelProto, recorded: Sequence[Call]) -> Mapping[str, NDArray[Any]]:
+    """Give each custom node its name, attributes and tables; as many nodes as calls, or a BLN layer was lost.
+
+    Returns:
+        The embeddings' tables, which are not put into the model yet.
+    """
     nodes = marked_nodes(model)
     found = sorted(helper.get_node_attr_value(node, "call") for node in nodes)
-    if found != list(range(len(calls))):
+    if found != list(range(len(recorded))):
         raise UnsupportedModelError(
-            f"Expected {len(calls)} marked Batch Layer Normalization nodes in the main graph, one a call. "
-            f"Received: {len(nodes)}. A layer inside a loop, or one whose output is not used, cannot be exported."
+            f"Expected {len(recorded)} marked nodes in the main graph, one a call of a Batch Layer Normalization, "
+            f"recurrent or embedding layer. Received: {len(nodes)}. A layer inside a loop, or one whose output is not "
+            "used, cannot be exported."
         )
-    tables: dict[str, onnx.TensorProto] = {}
+    small: dict[str, NDArray[Any]] = {}
+    embeddings: dict[str, NDArray[Any]] = {}
     for node in nodes:
-        call = calls[helper.get_node_attr_value(node, "call")]
+        mark = recorded[helper.get_node_attr_value(node, "call")].mark
+        node.op_type = mark.op_type
         del node.attribute[:]
-        node.attribute.extend(_attributes(call, policies[call.layer]))
-        stored = _tables(call.layer)
-        node.input.extend(stored)
-        tables |= stored
-    model.graph.initializer.extend(tables.values())
-
-
-def _attributes(call: _Call, policy: str) -> list[onnx.AttributeProto]:
-    layer = call.layer
-    w_b, w_f = layer.branch_weights
-    facts: Mapping[str, int | str] = {
-        "m": layer.batch_size,
-        # Written as text: an ONNX float attribute is float32, and the tables are folded in float64.
-        "epsilon": repr(layer.epsilon),
-        "w_b": repr(w_b),
-        "w_f": repr(w_f),
-        "policy": policy,
-        "layer": layer.name,
-        "dtype": call.dtype,
-    }
-    return [helper.make_attribute(name, value) for name, value in facts.items()]
-
-
-def _tables(layer: BatchLayerNormalization) -> dict[str, onnx.TensorProto]:
-    """Return a layer's tables in float64, in the order of the node's inputs, by a name of their own."""
-    values = {"gamma": layer.gamma, "beta": layer.beta, **layer.population}
-    names = {f"{layer.path}/{name}": values[name].numpy() for name in TABLES}
-    return {name: numpy_helper.from_array(np.asarray(table, np.float64), name) for name, table in names.items()}
+        attributes = {"layer": mark.layer, **mark.attributes}
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        if mark.op_type == EMBEDDING:
+            embeddings.update(mark.tables)
+        else:
+            node.input.extend(mark.tables)
+            small.update(mark.tables)
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in small.items())
+    return embeddings
 
 
 def _name_rows(model: onnx.ModelProto, callee: Callee) -> None:

@@ -1,0 +1,130 @@
+"""From a Keras model to the ONNX model that ships, pass by pass, with what is proved of it on the way.
+
+marking         one custom node a BLN, recurrent or embedding call
+coupling        what couples the rows of the marked model
+recurrent       Recurrent            -> LSTM, GRU, RNN
+layout          Transposes out of the way
+decomposition   BatchLayerNormalization -> standard operators
+embedding       Embedding            -> Gather, and the tables come in
+coupling        what couples the rows of the model that ships
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from bln_serve.errors import RunError, UnsupportedModelError, UsageError
+from bln_serve.export import coupling, decomposition, embedding, index_ranges, layout, marking, recurrent
+from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, attributes_of, is_op
+from bln_serve.export.freezing import FrozenLayer
+from bln_serve.export.graphs import copy_of
+from bln_serve.export.saved_model import Callee
+from bln_serve.manifest import MINI_BATCHES
+from bln_serve.runtime import OnnxSession
+from bln_serve.statistics import LayerStatistics, RowCoupling
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The ONNX model, and what was found out about it.
+
+    Attributes:
+        model: standard operators only.
+        marked: the same before its custom nodes were lowered, without the embeddings' tables.
+        layers: the BLN layers.
+        coupling: how the model couples rows: the strongest of what was proved of both models.
+        index_ranges: lowest and highest value of each input that indexes a table.
+        several_mini_batches: whether one run may hold several mini-batches.
+        notes: what was left to the plain conversion, a sentence each.
+    """
+
+    model: onnx.ModelProto = field(repr=False)
+    marked: onnx.ModelProto = field(repr=False)
+    layers: tuple[LayerStatistics, ...]
+    coupling: coupling.GraphCoupling
+    index_ranges: Mapping[str, tuple[int, int]]
+    several_mini_batches: bool
+    notes: tuple[str, ...]
+
+
+def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) -> Conversion:
+    """Convert a model whose layers have their export policies applied.
+
+    Raises:
+        UnsupportedModelError: it cannot be converted, or a layer's rows are not proved to be the request's.
+        UsageError: no installed ONNX Runtime loads a model of this opset.
+    """
+    marked = marking.to_marked_onnx(callee, frozen, marking.CONVERTER_OPSET)
+    before = coupling.analyse(marked.model)
+    layers = tuple(_layer(item, marked.rows_per_row.get(item.name, 1)) for item in frozen)
+    _require_own_rows(marked.model, before, layers)
+    model = layout.sink_transposes(recurrent.lower(marked.model))
+    # A run can hold several mini-batches where BLN layers alone couple rows: they know how to keep them apart.
+    alone = coupling.analyse(_with_independent_layers(marked.model)).row_coupling is RowCoupling.INDEPENDENT
+    model = decomposition.decompose(model, several_mini_batches=alone)
+    embedding.lower(model)
+    decomposition.require_standard(model)
+    embedding.inject(model, marked.tables)
+    model = _at_opset(model, opset)
+    after = coupling.analyse(model)
+    return Conversion(
+        model=model,
+        marked=marked.model,
+        layers=layers,
+        coupling=max(before, after, key=lambda each: each.row_coupling.strength),
+        index_ranges=index_ranges.index_ranges(model),
+        several_mini_batches=any(value.name == MINI_BATCHES for value in model.graph.input),
+        notes=marked.notes,
+    )
+
+
+def _layer(item: FrozenLayer, rows_per_row: int) -> LayerStatistics:
+    return LayerStatistics(item.name, item.policy.code, item.layer.batch_size, rows_per_row)
+
+
+def _require_own_rows(
+    marked: onnx.ModelProto, proved: coupling.GraphCoupling, layers: Sequence[LayerStatistics]
+) -> None:
+    """Make sure that a layer whose rows meet has each request row's entries side by side, and slots for one."""
+    by_name = {layer.name: layer for layer in layers}
+    for node in marked.graph.node:
+        if not is_op(node, BATCH_LAYER_NORMALIZATION):
+            continue
+        layer = by_name[attributes_of(node)["layer"]]
+        if layer.row_coupling is RowCoupling.INDEPENDENT:
+            continue
+        if proved.layer_rows.get(node.name) != layer.rows_per_row:
+            raise UnsupportedModelError(
+                f"Expected axis 0 of layer {layer.name!r} to hold each row's own entries side by side, since its rows "
+                f"meet ({layer.reason}). Received: a model where that cannot be proved. Move the layer before the "
+                "reshape, or take a policy under which rows stay apart: --statistics PPMM."
+            )
+        if layer.slots == 0:
+            raise UnsupportedModelError(
+                f"Expected layer {layer.name!r} to have slots for one row of a request. Received: {layer.m} slots, and "
+                f"{layer.rows_per_row} entries for each row. Take a policy without slots: --statistics PPMM."
+            )
+
+
+def _with_independent_layers(marked: onnx.ModelProto) -> onnx.ModelProto:
+    model = copy_of(marked)
+    for node in model.graph.node:
+        if is_op(node, BATCH_LAYER_NORMALIZATION):
+            next(item for item in node.attribute if item.name == "policy").s = b"PPMM"
+    return model
+
+
+def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    try:
+        if opset > marking.CONVERTER_OPSET:
+            model = onnx.version_converter.convert_version(model, opset)
+            OnnxSession(model.SerializeToString(), threads=1)
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UnsupportedModelError(f"The converted model is no valid ONNX: {error}") from error
+    except RunError as error:
+        raise UsageError(
+            f"Expected an opset that the installed ONNX Runtime loads. Received: {opset}. {error}"
+        ) from error
+    return model
