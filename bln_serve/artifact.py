@@ -6,22 +6,18 @@ NAME/VERSION/samples.npz      requests with Keras's answers
 NAME/VERSION/saved_model.pb, variables/, fingerprint.pb
 """
 
-import contextlib
-import errno
 import hashlib
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bln_serve.errors import ArtifactError, ArtifactExistsError, IntegrityError
+from bln_serve.errors import ArtifactError, IntegrityError
 from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import Manifest, read_manifest
 from bln_serve.signature import Arrays
@@ -118,16 +114,7 @@ class Artifact:
             # Opened here, since np.load leaves a file of its own open when that is no archive.
             with (self.path / SAMPLES).open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return _unflatten({key: stored[key] for key in stored.files})
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            TypeError,
-            KeyError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except _UNREADABLE as error:
             raise ArtifactError(
                 f"Expected requests with answers in {self.path / SAMPLES}. Received: {error}"
             ) from error
@@ -156,72 +143,6 @@ def _unflatten(flat: Arrays) -> tuple[Sample, ...]:
         rows = int(flat[f"{index}/mini_batch_rows"])
         samples.append(Sample(parts["inputs"], parts["outputs"], None if rows < 0 else rows))
     return tuple(samples)
-
-
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target` to write a version into; whatever is left of it vanishes at the end.
-
-    Args:
-        target: NAME/VERSION as it will be.
-
-    Yields:
-        A folder whose name no server takes for a version. `put_in_place` makes it one.
-    """
-    folder = _make_beside(target)
-    try:
-        folder.chmod(0o755)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it holds other versions
-            target.parent.rmdir()
-
-
-def put_in_place(folder: Path, target: Path, *, replace: bool) -> None:
-    """Rename a written version to its place.
-
-    Args:
-        folder: from `staging`.
-        target: NAME/VERSION.
-        replace: put it in the place of an existing version, which comes back if the renaming fails.
-
-    Raises:
-        ArtifactExistsError: `target` is there and `replace` is False; also if it appears meanwhile.
-    """
-    if replace and target.exists():
-        retired = _make_beside(target) / "old"
-        target.rename(retired)
-        try:
-            folder.rename(target)
-        except OSError:
-            retired.rename(target)
-            raise
-        finally:
-            shutil.rmtree(retired.parent, ignore_errors=True)
-        return
-    try:
-        folder.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise
-        raise exists(target) from error
-
-
-def exists(target: Path) -> ArtifactExistsError:
-    """Return the error that says that a version is already there."""
-    return ArtifactExistsError(
-        f"Expected no version at {target}. Received: one that is already there. "
-        "Give another --version, leave it out to take the next, or replace it with --force."
-    )
-
-
-def _make_beside(target: Path) -> Path:
-    while True:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # An export that fails takes the folder away if it is empty, at this moment too.
-        with contextlib.suppress(FileNotFoundError):
-            return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -21,13 +21,11 @@ from bln_serve.artifact import (
     Artifact,
     Sample,
     hashes,
-    put_in_place,
     sha256,
-    staging,
     write_atomically,
     write_samples,
 )
-from bln_serve.errors import ArtifactError, ArtifactExistsError, IntegrityError
+from bln_serve.errors import ArtifactError, IntegrityError
 
 
 @pytest.fixture
@@ -181,85 +179,6 @@ def test_samples_that_cannot_be_read_are_refused_without_running_anything(
 
 def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_version_appears_whole_and_only_when_it_is_put_in_place(tmp_path: Path) -> None:
-    target = tmp_path / "name" / "1"
-    with staging(target) as stage:
-        (stage / "a").write_text("a")
-        assert not target.exists()
-        assert stage.parent == target.parent
-        assert not stage.name.isdigit()
-        put_in_place(stage, target, replace=False)
-    assert entries(target.parent) == ["1"]
-    assert (target / "a").read_text() == "a"
-    assert target.stat().st_mode & 0o777 == 0o755
-
-
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(143)])
-@pytest.mark.parametrize("replaced", [False, True])
-def test_nothing_half_written_is_left_on_an_error(tmp_path: Path, error: BaseException, replaced: bool) -> None:
-    target = tmp_path / "name" / "1"
-    if replaced:
-        target.mkdir(parents=True)
-        (target / "old").write_text("old")
-
-    def break_off() -> None:
-        with staging(target) as stage:
-            (stage / "half").write_text("half")
-            raise error
-
-    with pytest.raises(type(error)):
-        break_off()
-    if replaced:
-        assert (entries(target.parent), entries(target)) == (["1"], ["old"])
-    else:
-        assert entries(tmp_path) == []
-
-
-def written(target: Path, *names: str) -> None:
-    target.mkdir(parents=True)
-    for name in names:
-        (target / name).write_text(name)
-
-
-def test_replacing_swaps_the_whole_folder(tmp_path: Path) -> None:
-    written(tmp_path / "1", "old")
-    with staging(tmp_path / "1") as stage:
-        (stage / "new").write_text("new")
-        put_in_place(stage, tmp_path / "1", replace=True)
-    assert (entries(tmp_path), entries(tmp_path / "1")) == (["1"], ["new"])
-
-
-def test_replacing_what_is_not_there_just_writes_it(tmp_path: Path) -> None:
-    with staging(tmp_path / "1") as stage:
-        put_in_place(stage, tmp_path / "1", replace=True)
-    assert entries(tmp_path) == ["1"]
-
-
-def test_the_old_version_comes_back_if_the_new_cannot_take_its_place(tmp_path: Path) -> None:
-    written(tmp_path / "1", "old")
-    with staging(tmp_path / "1") as stage:
-        stage.rmdir()
-        with pytest.raises(FileNotFoundError):
-            put_in_place(stage, tmp_path / "1", replace=True)
-    assert (entries(tmp_path), entries(tmp_path / "1")) == (["1"], ["old"])
-
-
-def test_a_version_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    with staging(tmp_path / "1") as stage:
-        (stage / "mine").write_text("mine")
-        written(tmp_path / "1", "theirs")
-        with pytest.raises(ArtifactExistsError, match="no version at .* Received: one that is already there"):
-            put_in_place(stage, tmp_path / "1", replace=False)
-    assert (entries(tmp_path), entries(tmp_path / "1")) == (["1"], ["theirs"])
-
-
-def test_another_failure_of_the_renaming_keeps_its_own_name(tmp_path: Path) -> None:
-    with staging(tmp_path / "1") as stage:
-        stage.rmdir()
-        with pytest.raises(FileNotFoundError):
-            put_in_place(stage, tmp_path / "1", replace=False)
 
 
 def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
