@@ -18,6 +18,8 @@ from bln_serve.verification import Check, Tolerance
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+MINI_BATCHES = "mini_batches"
+"""How many mini-batches of equal size one run holds: an input of the ONNX model, int64 (1,), 1 unless given."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,18 @@ class Manifest:
         mini_batch_rows: rows of a mini-batch where a request names none: the common m. None without BLN layers.
         min_mini_batch_rows: the fewest rows a mini-batch may have.
         max_mini_batch_rows: the most rows a mini-batch may have (the number of slots), or None for no limit.
-        row_coupling: what an answer depends on.
-        row_coupling_reason: which layer couples the rows, and by which statistic.
+        row_coupling: what an answer depends on, as proved on the graph.
+        row_coupling_reason: which layer couples the rows, and by which statistic; or which other operation.
         tolerance: what the verification allowed.
         checks: what the verification measured.
         tools: the versions that made the artifact.
         files: SHA-256 of every other file in the folder, by its relative path.
+        row_coupling_path: the nodes of the ONNX model from an input to the first that couples rows.
+        several_mini_batches: whether one run may hold several mini-batches of equal size, each with its own statistics:
+            the ONNX model then has the input `mini_batches`.
+        sensitivity: how far Keras's own answers move when each weight moves by one unit in its last place, relative to
+            the largest answer; the largest over the samples. No other engine can be nearer than about this.
+        notes: what else there is to know of the export, a sentence each.
     """
 
     format_version: int
@@ -59,6 +67,10 @@ class Manifest:
     checks: tuple[Check, ...]
     tools: Mapping[str, str]
     files: Mapping[str, str]
+    row_coupling_path: tuple[str, ...] = ()
+    several_mini_batches: bool = False
+    sensitivity: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def statistics(self) -> str | None:
@@ -71,17 +83,21 @@ class Manifest:
     @property
     def rule(self) -> MiniBatchRule | None:
         """How rows may be cut, or None where they are independent."""
-        return mini_batch_rule(self.layers, self.mini_batch_rows or 1)
+        return mini_batch_rule(self.layers, self.mini_batch_rows or 1, (self.row_coupling, self.row_coupling_reason))
 
     def _check_rows(self) -> None:
         """Recompute from the layers what the manifest says of rows: whoever serves it relies on both."""
-        counts = [self.version, *(layer.m for layer in self.layers)]
+        counts = [self.version, *(count for layer in self.layers for count in (layer.m, layer.rows_per_row))]
         if self.mini_batch_rows is not None:
             counts.append(self.mini_batch_rows)
         if min(counts) < 1:
-            raise ArtifactError(f"Expected m, mini_batch_rows and version to be at least 1 in {FILE_NAME}.")
+            raise ArtifactError(
+                f"Expected m, rows_per_row, mini_batch_rows and version to be at least 1 in {FILE_NAME}."
+            )
         expected = row_facts(self.layers, self.mini_batch_rows)
         del expected["row_coupling_reason"]  # a sentence, which later versions may word otherwise
+        # Something else than the layers may couple rows, but nothing takes their coupling away.
+        expected["row_coupling"] = max(self.row_coupling, expected["row_coupling"], key=lambda each: each.strength)
         for name, value in expected.items():
             if getattr(self, name) != value:
                 raise ArtifactError(
@@ -114,9 +130,20 @@ class Manifest:
             raise ArtifactError(f"Expected {FILE_NAME} as bln-export writes it. Received: {error}") from error
 
 
-def row_facts(layers: tuple[LayerStatistics, ...], mini_batch_rows: int | None) -> dict[str, Any]:
-    """Return the manifest's fields that follow from a model's BLN layers, by name."""
-    rule, (coupling, reason) = mini_batch_rule(layers, mini_batch_rows or 1), strongest(layers)
+def row_facts(
+    layers: tuple[LayerStatistics, ...],
+    mini_batch_rows: int | None,
+    proved: tuple[RowCoupling, str] | None = None,
+) -> dict[str, Any]:
+    """Return the manifest's fields that follow from a model's BLN layers, by name.
+
+    Args:
+        layers: the model's.
+        mini_batch_rows: where a request names none.
+        proved: the coupling that the whole model has, with the reason; by default what the layers make of it.
+    """
+    coupling, reason = proved or strongest(layers)
+    rule = mini_batch_rule(layers, mini_batch_rows or 1, proved)
     return {
         "mini_batch_rows": mini_batch_rows,
         "min_mini_batch_rows": rule.min_rows if rule else 1,

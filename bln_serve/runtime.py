@@ -16,8 +16,8 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from bln_serve.artifact import Artifact
-from bln_serve.errors import InvalidInputError, RunError
-from bln_serve.manifest import Manifest
+from bln_serve.errors import InvalidInputError, MiniBatchError, RunError
+from bln_serve.manifest import MINI_BATCHES, Manifest
 from bln_serve.signature import Arrays, rows_of
 from bln_serve.statistics import run_length
 from bln_serve.verification import Check, VerificationReport, compare_all
@@ -46,12 +46,21 @@ class OnnxSession:
             raise RunError(f"ONNX Runtime cannot load the model: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, mini_batches: int = 1) -> Arrays:
         """Run the graph once, on all rows together.
 
+        Args:
+            inputs: by name, each (rows, ...).
+            mini_batches: of how many equal parts the rows are, in order, each with its own statistics. More than 1
+                needs a model with the input `mini_batches`.
+
         Raises:
+            MiniBatchError: the rows are no such number of equal parts.
             RunError: ONNX Runtime refused.
         """
+        if mini_batches != 1:
+            _rows_of_each(inputs, mini_batches)
+            inputs = {**inputs, MINI_BATCHES: np.array([mini_batches], np.int64)}
         try:
             values = self._session.run(self._outputs, inputs)
         except Exception as error:  # its exceptions have no common base below Exception
@@ -105,6 +114,31 @@ class Model:
         """
         rule = self.manifest.rule
         return rule.cut(rows, mini_batch_rows) if rule else None
+
+    def run_mini_batches(self, inputs: Arrays, mini_batches: int) -> Arrays:
+        """Run several mini-batches of equal size side by side, each with its own statistics and its own slot 0.
+
+        Args:
+            inputs: as `ModelSignature.validate` returns them; the mini-batches, in order.
+            mini_batches: how many there are.
+
+        Returns:
+            Every output by name, (rows, ...): for each mini-batch what it gets alone.
+
+        Raises:
+            MiniBatchError: the rows are no such number of equal parts, or the parts have too few or too many rows.
+            RunError: the model does not take several at once, or ONNX Runtime refused.
+        """
+        rule, size = self.manifest.rule, _rows_of_each(inputs, mini_batches)
+        if rule is None:
+            return self._session.run(inputs)
+        if not self.manifest.several_mini_batches:
+            raise RunError(
+                f"Expected a model that takes several mini-batches in one run. Received: {self.manifest.name} version "
+                f"{self.manifest.version}, which does not ({self.manifest.row_coupling_reason}). Run each by itself."
+            )
+        rule.cut(rows_of(inputs), size)
+        return self._session.run(inputs, mini_batches)
 
     def run(self, inputs: Arrays, sizes: tuple[int, ...] | None) -> Arrays:
         """Run validated inputs, each mini-batch by itself.
@@ -181,6 +215,15 @@ def as_array(value: ArrayLike) -> NDArray[Any]:
         return np.asarray(value)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise InvalidInputError(f"Expected a rectangular array of numbers. Received: {error}.") from error
+
+
+def _rows_of_each(inputs: Arrays, mini_batches: int) -> int:
+    rows = rows_of(inputs)
+    if mini_batches < 1 or rows % mini_batches:
+        raise MiniBatchError(
+            f"Expected a number of mini-batches that divides the {rows} rows. Received: {mini_batches}."
+        )
+    return rows // mini_batches
 
 
 def _processors() -> int:

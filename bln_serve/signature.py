@@ -36,12 +36,17 @@ class TensorSpec:
         dtype: NumPy's name, such as float32.
         shape: None for the rows, then fixed dimensions.
         value_range: lowest and highest allowed value, both inclusive, where values outside would fail the model.
+        typical_range: where values are expected to lie, as the model's own Rescaling or Normalization says. Others are
+            taken too.
+        labels: what the entries of an output's last dimension mean.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
     value_range: tuple[int, int] | None = None
+    typical_range: tuple[float, float] | None = None
+    labels: tuple[str, ...] | None = None
 
     def describe(self) -> str:
         """Return the spec in a person's words, such as `float32 (rows, 8, 8)`."""

@@ -160,11 +160,13 @@ class LayerStatistics:
         name: the layer's name.
         policy: its statistics policy's code.
         m: the batch size it was trained with; also its number of slots.
+        rows_per_row: how many rows of its own one row of a request makes: more than 1 where time is folded into them.
     """
 
     name: str
     policy: str
     m: int
+    rows_per_row: int = 1
 
     @property
     def row_coupling(self) -> RowCoupling:
@@ -172,18 +174,25 @@ class LayerStatistics:
         policy = StatisticsPolicy.from_code(self.policy)
         if policy.live_over_rows:
             return RowCoupling.MINI_BATCH
-        return RowCoupling.POSITIONAL if self.slots else RowCoupling.INDEPENDENT
+        return RowCoupling.POSITIONAL if self.slots is not None else RowCoupling.INDEPENDENT
 
     @property
     def slots(self) -> int | None:
-        """The most rows a mini-batch can have: m where feature statistics are stored by slot and m > 1, else None."""
+        """The most rows a request's mini-batch can have where feature statistics are stored by slot, else None."""
         stored_by_slot = StatisticsPolicy.from_code(self.policy).stored_by_slot
-        return self.m if stored_by_slot and self.m > 1 else None
+        return self.m // self.rows_per_row if stored_by_slot and self.m > 1 else None
 
     @property
     def min_mini_batch_rows(self) -> int:
-        """2 where one row would make live batch statistics meaningless, else 1 (m = 1 is trained on single rows)."""
-        return 2 if self.row_coupling is RowCoupling.MINI_BATCH and self.m >= 2 else 1
+        """Enough for live batch statistics over 2 rows of the layer; 1 where m = 1, trained on single rows."""
+        rows = 2 if self.row_coupling is RowCoupling.MINI_BATCH and self.m >= 2 else 1
+        return -(-rows // self.rows_per_row)
+
+    @property
+    def default_rows(self) -> int | None:
+        """The rows of a request that make the m rows the layer was trained with; None if no whole number does."""
+        rows, left = divmod(self.m, self.rows_per_row)
+        return None if left else rows
 
     @property
     def reason(self) -> str:
@@ -191,7 +200,7 @@ class LayerStatistics:
         policy = StatisticsPolicy.from_code(self.policy)
         if policy.live_over_rows:
             return f"{self.name}: {_listed(policy.live_over_rows)} live"
-        if self.slots:
+        if self.slots is not None:
             return f"{self.name}: {_listed(policy.stored_by_slot)} stored by slot"
         return f"{self.name}: nothing in {self.policy} depends on other rows"
 
@@ -295,16 +304,24 @@ def even_cut(rows: int, size: int) -> tuple[int, ...]:
     return (size,) * whole + ((left,) if left else ())
 
 
-def mini_batch_rule(layers: Iterable[LayerStatistics], default_rows: int) -> MiniBatchRule | None:
-    """Return how the rows of a model with these layers may be cut, or None where rows are independent."""
+def mini_batch_rule(
+    layers: Iterable[LayerStatistics], default_rows: int, proved: tuple[RowCoupling, str] | None = None
+) -> MiniBatchRule | None:
+    """Return how the rows of a model with these layers may be cut, or None where rows are independent.
+
+    Args:
+        layers: the model's.
+        default_rows: rows of a mini-batch where a request names none.
+        proved: the coupling that the whole model has, with the reason; by default what the layers make of it.
+    """
     layers = tuple(layers)
-    coupling, reason = strongest(layers)
+    coupling, reason = proved or strongest(layers)
     if coupling is RowCoupling.INDEPENDENT:
         return None
     return MiniBatchRule(
         default_rows=default_rows,
-        min_rows=max(layer.min_mini_batch_rows for layer in layers),
-        max_rows=min((layer.slots for layer in layers if layer.slots), default=None),
+        min_rows=max((layer.min_mini_batch_rows for layer in layers), default=1),
+        max_rows=min((layer.slots for layer in layers if layer.slots is not None), default=None),
         reason=reason,
     )
 

@@ -69,7 +69,7 @@ class Check:
     def line(self) -> str:
         """Return the check as one line with its figures."""
         verdict = "ok  " if self.passed else "FAIL"
-        where = f"  worst at {self.worst}" if self.worst and not self.passed else ""
+        where = f", most at {self.worst}" if self.worst and self.difference else ""
         return f"{verdict} {self.name:<58} {self.difference:9.2e} of {self.limit:.2e} allowed{where}"
 
 

@@ -1,23 +1,23 @@
 """bln-export: from a .keras or .h5 file to a verified artifact."""
 
 import argparse
-import contextlib
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import msgspec
 
 from bln_serve.cli import _command
+from bln_serve.errors import UsageError
 from bln_serve.manifest import Manifest
 from bln_serve.repository import versions_in
 from bln_serve.statistics import RowCoupling
 from bln_serve.verification import Tolerance
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from bln_serve.artifact import Artifact
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODEL.keras|MODULE:FUNCTION",
         help="for an .h5 file of weights alone: the model they belong to, or the function of yours that builds it",
     )
-    parser.add_argument("-o", "--out", default="models", help="the model repository (default: %(default)s)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        default="models",
+        metavar="DIRECTORY|FILE.onnx",
+        help="the model repository, or a single ONNX file (default: %(default)s)",
+    )
     parser.add_argument("--name", help="the model's name (default: the file's)")
     parser.add_argument("--version", type=int, metavar="V", help="the version (default: the next)")
     parser.add_argument(
@@ -61,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         help="allowed difference from Keras's answers, relative to the largest of them; wider than the default needs "
         "--force (default: %(default)g)",
     )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="what the entries of the output mean: a text file with one label a line, or a JSON list of strings",
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of the report")
     parser.add_argument("--force", action="store_true", help="replace an existing version; allow a wider tolerance")
     return parser
@@ -76,50 +87,105 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _export_and_report(arguments: argparse.Namespace) -> int:
+    as_file = Path(arguments.out).suffix == ".onnx"
+    if as_file and arguments.version is not None:
+        raise UsageError(f"Expected --version with a model repository. Received: -o {arguments.out}, a single file.")
+    labels = _labels(Path(arguments.labels)) if arguments.labels else None
     before = versions_in(Path(arguments.out) / (arguments.name or Path(arguments.model).stem))
-    with _progress() as on_stage:
-        on_stage("importing TensorFlow")
+    with _Stages() as stages:
+        stages.begin("importing TensorFlow")
         with _command.quiet_import():
-            from bln_serve.export import export  # noqa: PLC0415 - takes seconds, and --help should not
-            from bln_serve.export.pipeline import DEFAULT_OPSET  # noqa: PLC0415 - as above
+            from bln_serve.export.pipeline import (  # noqa: PLC0415 - takes seconds, and --help should not
+                DEFAULT_OPSET,
+                export,
+                export_onnx,
+            )
 
-        artifact = export(
-            arguments.model,
-            arguments.out,
-            architecture=arguments.architecture,
-            name=arguments.name,
-            version=arguments.version,
-            statistics=arguments.statistics,
-            mini_batch_rows=arguments.mini_batch_rows,
-            opset=DEFAULT_OPSET if arguments.opset is None else arguments.opset,
-            tolerance=Tolerance(rtol=arguments.tolerance),
-            force=arguments.force,
-            on_stage=on_stage,
-        )
-    replaced = artifact.manifest.version in before
-    print(artifact.manifest.to_json().decode() if arguments.json else _report(artifact, replaced), end="")
+        options = {
+            "architecture": arguments.architecture,
+            "name": arguments.name,
+            "statistics": arguments.statistics,
+            "mini_batch_rows": arguments.mini_batch_rows,
+            "opset": DEFAULT_OPSET if arguments.opset is None else arguments.opset,
+            "tolerance": Tolerance(rtol=arguments.tolerance),
+            "labels": labels,
+            "force": arguments.force,
+            "on_stage": stages.begin,
+        }
+        if as_file:
+            existed = Path(arguments.out).exists()
+            manifest = export_onnx(arguments.model, arguments.out, **options)
+            written = _Written(arguments.out, manifest.name, existed)
+        else:
+            artifact = export(arguments.model, arguments.out, version=arguments.version, **options)
+            manifest = artifact.manifest
+            title = f"{manifest.name} version {manifest.version}"
+            written = _Written(str(artifact.path), title, manifest.version in before)
+    print(manifest.to_json().decode() if arguments.json else _report(manifest, written, stages), end="")
     return 0
 
 
-@contextlib.contextmanager
-def _progress() -> "Iterator[Callable[[str], None]]":
-    """Show what is being done, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - comes with Keras, and only a terminal needs it
+def _labels(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        labels = msgspec.json.decode(text, type=list[str]) if path.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:  # msgspec's and the decoder's errors are ValueErrors
+        raise UsageError(
+            f"Expected --labels with a text file, one label a line, or a JSON list. Received: {error}"
+        ) from error
+    if not labels or not all(label.strip() for label in labels):
+        raise UsageError(f"Expected a label in each line of {path}. Received: {len(labels)} lines, some of them empty.")
+    return [label.strip() for label in labels]
 
-    with Console(stderr=True).status("starting") as status:
-        yield status.update
+
+class _Stages:
+    """What is being done, shown while it lasts on a terminal only, and how long each stage took."""
+
+    def __init__(self) -> None:
+        self._began: list[tuple[str, float]] = []
+        self._status: Any = None
+
+    def __enter__(self) -> "_Stages":
+        if sys.stderr.isatty():
+            from rich.console import Console  # noqa: PLC0415 - comes with Keras, and only a terminal needs it
+
+            self._status = Console(stderr=True).status("starting")
+            self._status.start()
+        return self
+
+    def begin(self, stage: str) -> None:
+        """Note that a stage begins."""
+        self._began.append((stage, time.monotonic()))
+        if self._status:
+            self._status.update(stage)
+
+    def __exit__(self, *_: object) -> None:
+        self._began.append(("", time.monotonic()))
+        if self._status:
+            self._status.stop()
+
+    def summary(self) -> str:
+        """Return the seconds of all and of each stage."""
+        each = [f"{stage} {end - at:.1f}" for (stage, at), (_, end) in pairwise(self._began)]
+        return f"took {self._began[-1][1] - self._began[0][1]:.1f} s: {', '.join(each)}"
 
 
-def _report(artifact: "Artifact", replaced: bool) -> str:
-    manifest = artifact.manifest
-    lines = [f"{manifest.name} version {manifest.version}: {_layers(manifest)}"]
+@dataclass(frozen=True)
+class _Written:
+    """Where the export lies, what it is called, and whether it took another's place."""
+
+    path: str
+    title: str
+    replaced: bool
+
+
+def _report(manifest: Manifest, written: _Written, stages: _Stages) -> str:
+    lines = [f"{written.title}: {_layers(manifest)}"]
     lines += [check.line() for check in manifest.checks]
-    lines.append(f"{'--force replaced' if replaced else 'wrote'} {artifact.path}")
+    lines.append(f"{'--force replaced' if written.replaced else 'wrote'} {written.path}, {stages.summary()}")
     if manifest.tolerance.wider_than(Tolerance()):
         lines.append(f"note: --force allowed a wider tolerance than usual: rtol {manifest.tolerance.rtol:g}")
+    lines += [f"note: {note}" for note in manifest.notes]
     lines.append(f"row coupling: {manifest.row_coupling} ({manifest.row_coupling_reason}).")
     lines.append(what_may_be_sent(manifest))
     return "\n".join(lines) + "\n"
@@ -141,7 +207,7 @@ def what_may_be_sent(manifest: Manifest) -> str:
         return "Requests may have any number of rows, and may be batched together."
     limit = f" and at most {rule.max_rows}" if rule.max_rows else ""
     words = [f"Rows are taken in mini-batches of {rule.default_rows}; each needs at least {rule.min_rows}{limit}."]
-    if rule.min_rows > 1:
+    if rule.min_rows > 1 and any(layer.row_coupling is RowCoupling.MINI_BATCH for layer in manifest.layers):
         words.append(f"To serve single rows: --statistics {_single_rows(manifest)}.")
     if manifest.row_coupling is RowCoupling.POSITIONAL:
         words.append("A row's answer depends on its place in its mini-batch.")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,17 @@ class FrozenLayer:
     Attributes:
         layer: the Keras layer; it is not changed.
         policy: from the command line, or the layer's own flags.
+        name: the layer's; numbered where layers of different nested models have the same.
     """
 
     layer: BatchLayerNormalization
     policy: StatisticsPolicy
+    name: str
 
     @property
     def statistics(self) -> LayerStatistics:
         """What the layer contributes to the model's row coupling."""
-        return LayerStatistics(self.layer.name, self.policy.code, self.layer.batch_size)
+        return LayerStatistics(self.name, self.policy.code, self.layer.batch_size)
 
 
 def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
@@ -47,11 +50,13 @@ def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
             "Expected a model with Batch Layer Normalization layers for --statistics. Received: one without."
         )
     frozen = tuple(
-        FrozenLayer(layer, StatisticsPolicy.parse(statistics, layer.policy) if statistics is not None else layer.policy)
-        for layer in layers
+        FrozenLayer(
+            layer, StatisticsPolicy.parse(statistics, layer.policy) if statistics is not None else layer.policy, name
+        )
+        for layer, name in zip(layers, _names(layers), strict=True)
     )
     problems = [
-        f"  {item.layer.name}: {problem}"
+        f"  {item.name}: {problem}"
         for item in frozen
         for name in item.policy.stored
         if (problem := unusable(item.layer, name))
@@ -64,6 +69,14 @@ def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
             + f"\n{more} the statistics from the rows at hand: --statistics mini-batch."
         )
     return frozen
+
+
+def _names(layers: Sequence[BatchLayerNormalization]) -> list[str]:
+    names: list[str] = []
+    for layer in layers:
+        numbered = (f"{layer.name}_{number}" for number in count(2))
+        names.append(next(name for name in chain([layer.name], numbered) if name not in names))
+    return names
 
 
 def unusable(layer: BatchLayerNormalization, statistic: str) -> str | None:

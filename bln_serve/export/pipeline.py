@@ -1,14 +1,15 @@
 """The whole way from a Keras model to a verified artifact on disk.
 
-    load -> freeze -> SavedModel -> mark -> decompose -> verify -> samples, manifest -> config.pbtxt -> rename
+    load -> freeze -> SavedModel -> convert -> verify -> samples, manifest -> config.pbtxt -> rename
 
 Nothing is seen at its place before everything is written and verified; on any error nothing is left behind.
 """
 
 import importlib.metadata
 import platform
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,27 @@ import msgspec
 import onnx
 
 import bln_serve
-from bln_serve.artifact import (
-    ONNX_MODEL,
-    Artifact,
-    exists,
-    hashes,
-    put_in_place,
-    sha256,
-    staging,
-    write_atomically,
-    write_samples,
+from bln_serve.artifact import ONNX_MODEL, Artifact, hashes, sha256, write_atomically, write_samples
+from bln_serve.errors import ArtifactExistsError, ParityError, UsageError
+from bln_serve.export import (
+    conversion,
+    deployment,
+    freezing,
+    layer_parity,
+    loading,
+    marking,
+    parity,
+    saved_model,
+    typical_ranges,
 )
-from bln_serve.errors import ParityError, RunError, UnsupportedModelError, UsageError
-from bln_serve.export import deployment, freezing, loading, marking, parity, saved_model
-from bln_serve.export.decomposition import decompose
-from bln_serve.export.input_ranges import with_index_ranges
+from bln_serve.export.conversion import Conversion
+from bln_serve.export.staging import exists, put_in_place, staging
 from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import FORMAT_VERSION, Manifest, row_facts
 from bln_serve.repository import check_name, next_version
 from bln_serve.runtime import OnnxSession
-from bln_serve.signature import ModelSignature
 from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule, strongest
-from bln_serve.verification import Tolerance
+from bln_serve.verification import Tolerance, VerificationReport
 
 DEFAULT_OPSET = marking.CONVERTER_OPSET
 _TOOLS = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
@@ -48,36 +48,52 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Order:
-    """What is to be exported, and as what."""
+    """What is to be exported, and how."""
 
     name: str
     version: int
-    source_sha256: str | None
-    tolerance: Tolerance
-    opset: int
     statistics: str | None
     mini_batch_rows: int | None
+    opset: int
+    tolerance: Tolerance
+    labels: tuple[str, ...] | None
+    on_stage: OnStage
+    source_sha256: str | None = None
+    with_saved_model: bool = True
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """What the BLN layers make of a model's rows.
+    """What is known of a model's rows.
 
     Attributes:
         layers: the BLN layers.
         default: rows of a mini-batch where a request names none.
+        proved: the row coupling, with its reason.
     """
 
     layers: tuple[LayerStatistics, ...]
     default: int | None
+    proved: tuple[RowCoupling, str]
 
     @property
     def rule(self) -> MiniBatchRule | None:
-        return mini_batch_rule(self.layers, self.default or 1)
+        return mini_batch_rule(self.layers, self.default or 1, self.proved)
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that the manifest and the ONNX file's metadata share."""
-        return {"format_version": FORMAT_VERSION, "layers": self.layers, **row_facts(self.layers, self.default)}
+        facts = row_facts(self.layers, self.default, self.proved)
+        return {"format_version": FORMAT_VERSION, "layers": self.layers, **facts}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a model was made into."""
+
+    callee: saved_model.Callee
+    frozen: tuple[freezing.FrozenLayer, ...]
+    converted: Conversion
+    rows: _Rows
 
 
 def export(
@@ -91,22 +107,24 @@ def export(
     mini_batch_rows: int | None = None,
     opset: int = DEFAULT_OPSET,
     tolerance: Tolerance | None = None,
+    labels: Sequence[str] | None = None,
     force: bool = False,
     on_stage: OnStage = lambda _: None,
 ) -> Artifact:
     """Export a Keras model as a verified artifact, OUT/NAME/VERSION.
 
     Args:
-        model_or_path: a `.keras` or `.h5` file, or a built functional or Sequential model, which is not changed.
+        model_or_path: a `.keras` or `.h5` file, or a built Keras model, which is not changed.
         out: the model repository.
         architecture: for an `.h5` file of weights alone, as `loading.load` takes it.
         name: of the model; by default the file's stem or the model's name.
         version: positive; by default the one after the latest.
         statistics: the policy of every BLN layer, as `StatisticsPolicy.parse` reads it; by default each layer's flags.
         mini_batch_rows: rows of a mini-batch where a request names none; by default the layers' common m, and needed
-            where they differ and rows are coupled.
+            where they differ and rows are coupled, and where something else than BLN couples them.
         opset: of the ONNX model's standard operators, 18 or higher.
         tolerance: how far an answer may be from Keras's; a wider one than the default needs `force`.
+        labels: what the entries of the output's last dimension mean.
         force: replace an existing version, and allow a wider tolerance.
         on_stage: is told what begins, for a progress display.
 
@@ -120,29 +138,85 @@ def export(
         ArtifactExistsError: the version is there already, and `force` is False.
     """
     tolerance = tolerance or Tolerance()
-    _check_arguments(Path(out), version, opset, tolerance, force)
-    path = Path(model_or_path) if isinstance(model_or_path, str | Path) else None
-    name = check_name((path.stem if path else model_or_path.name) if name is None else name)
+    _check_arguments(opset, tolerance, force)
+    if Path(out).suffix == ".onnx":
+        raise UsageError(f"Expected a model repository's folder. Received: {out}. export_onnx writes a single file.")
+    if version is not None and version < 1:
+        raise UsageError(f"Expected a version of 1 or more. Received: {version}")
+    name = check_name(_name(model_or_path) if name is None else name)
     folder = Path(out) / name
+    deployment.sweep(folder)
     version = next_version(folder) if version is None else version
     target = folder / str(version)
     if target.exists() and not force:
         raise exists(target)
+    order = _Order(
+        name, version, statistics, mini_batch_rows, opset, tolerance, tuple(labels) if labels else None, on_stage
+    )
     with staging(target) as stage:
-        on_stage("loading the model")
-        model = loading.load(path or model_or_path, architecture)
-        order = _Order(name, version, sha256(path) if path else None, tolerance, opset, statistics, mini_batch_rows)
-        manifest = _make(model, stage, order, on_stage)
+        manifest = _make(model_or_path, architecture, stage, order)
         with deployment.publishing(folder, manifest):
             put_in_place(stage, target, replace=force)
     return Artifact.open(target)
 
 
-def _check_arguments(out: Path, version: int | None, opset: int, tolerance: Tolerance, force: bool) -> None:
-    if out.suffix == ".onnx":
-        raise UsageError(f"Expected -o to be a model repository's folder. Received: {out}")
-    if version is not None and version < 1:
-        raise UsageError(f"Expected a version of 1 or more. Received: {version}")
+def export_onnx(
+    model_or_path: Any,
+    path: str | Path,
+    *,
+    architecture: str | Path | Callable[[], Any] | None = None,
+    name: str | None = None,
+    statistics: str | None = None,
+    mini_batch_rows: int | None = None,
+    opset: int = DEFAULT_OPSET,
+    tolerance: Tolerance | None = None,
+    labels: Sequence[str] | None = None,
+    force: bool = False,
+    on_stage: OnStage = lambda _: None,
+) -> Manifest:
+    """Export a Keras model as one verified ONNX file, which explains itself in its metadata (`bln.`).
+
+    Args:
+        model_or_path: as for `export`.
+        path: of the file; its folder is made if need be.
+        architecture: as for `export`.
+        name: as for `export`.
+        statistics: as for `export`.
+        mini_batch_rows: as for `export`.
+        opset: as for `export`.
+        tolerance: as for `export`.
+        labels: as for `export`.
+        force: replace an existing file, and allow a wider tolerance.
+        on_stage: as for `export`.
+
+    Returns:
+        What a manifest beside it would say.
+
+    Raises:
+        UsageError, ModelError, ParityError: as `export`.
+        ArtifactExistsError: the file is there already, and `force` is False.
+    """
+    tolerance, path = tolerance or Tolerance(), Path(path)
+    _check_arguments(opset, tolerance, force)
+    name = check_name(_name(model_or_path) if name is None else name)
+    if path.exists() and not force:
+        raise ArtifactExistsError(f"Expected no file at {path}. Received: one. Replace it with --force.")
+    order = _Order(
+        *(name, 1, statistics, mini_batch_rows, opset, tolerance, tuple(labels) if labels else None, on_stage),
+        with_saved_model=False,
+    )
+    with tempfile.TemporaryDirectory(prefix="bln-export-") as folder:
+        manifest = _make(model_or_path, architecture, Path(folder), order)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (Path(folder) / ONNX_MODEL).read_bytes())
+    return manifest
+
+
+def _name(model_or_path: Any) -> str:
+    return Path(model_or_path).stem if isinstance(model_or_path, str | Path) else str(model_or_path.name)
+
+
+def _check_arguments(opset: int, tolerance: Tolerance, force: bool) -> None:
     highest = onnx.defs.onnx_opset_version()
     if not marking.CONVERTER_OPSET <= opset <= highest:
         raise UsageError(f"Expected an opset from {marking.CONVERTER_OPSET} to {highest}. Received: {opset}")
@@ -154,20 +228,28 @@ def _check_arguments(out: Path, version: int | None, opset: int, tolerance: Tole
         )
 
 
-def _make(model: Any, folder: Path, order: _Order, on_stage: OnStage) -> Manifest:
+def _make(
+    model_or_path: Any, architecture: str | Path | Callable[[], Any] | None, folder: Path, order: _Order
+) -> Manifest:
     """Write everything into `folder`, verify it, and return its manifest."""
-    callee = with_index_ranges(saved_model.describe(model))
+    order.on_stage("loading the model")
+    path = Path(model_or_path) if isinstance(model_or_path, str | Path) else None
+    model = saved_model.functional(loading.load(path or model_or_path, architecture))
+    order = replace(order, source_sha256=sha256(path) if path else None)
+    callee = _described(model, order)
     frozen = freezing.freeze(model, order.statistics)
-    layers = tuple(item.statistics for item in frozen)
-    rows = _Rows(layers, _default_rows(layers, order.mini_batch_rows))
+    _require_rows(tuple(item.statistics for item in frozen), order.mini_batch_rows)
     with freezing.applied(model, frozen):
-        on_stage("writing the SavedModel")
-        saved_model.write(callee, folder)
-        on_stage("converting to ONNX")
-        onnx_model = _convert(callee, frozen, order.opset)
-        _write_onnx(onnx_model, folder / ONNX_MODEL, order.name, rows, callee.signature)
-        on_stage("verifying")
-        found = _verify(callee, folder, rows, order.tolerance)
+        if order.with_saved_model:
+            order.on_stage("writing the SavedModel")
+            saved_model.write(callee, folder)
+        order.on_stage("converting to ONNX")
+        converted = conversion.convert(callee, frozen, order.opset)
+        rows = _rows(converted, order.mini_batch_rows)
+        made = _Made(_with_index_ranges(callee, converted), frozen, converted, rows)
+        _write_onnx(made, folder / ONNX_MODEL, order.name)
+        order.on_stage("verifying")
+        found = _verify(made, folder, order)
     write_samples(folder, found.samples)
     manifest = Manifest(
         **rows.facts(),
@@ -175,74 +257,118 @@ def _make(model: Any, folder: Path, order: _Order, on_stage: OnStage) -> Manifes
         version=order.version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         source_sha256=order.source_sha256,
-        signature=callee.signature,
+        signature=made.callee.signature,
         tolerance=order.tolerance,
         checks=found.report.checks,
         tools=_tools(),
         files=hashes(folder),
+        row_coupling_path=converted.coupling.path,
+        several_mini_batches=converted.several_mini_batches,
+        sensitivity=found.sensitivity,
+        notes=(*converted.notes, *found.notes),
     )
     write_atomically(folder / MANIFEST, manifest.to_json())
     return manifest
 
 
-def _default_rows(layers: Sequence[LayerStatistics], requested: int | None) -> int | None:
-    """Return the artifact's rows of a mini-batch: as requested, else the common m."""
+def _described(model: Any, order: _Order) -> saved_model.Callee:
+    callee = typical_ranges.with_typical_ranges(saved_model.describe(model))
+    if order.labels is None:
+        return callee
+    fitting = [spec.name for spec in callee.signature.outputs if spec.shape[-1] == len(order.labels)]
+    if len(fitting) != 1:
+        shapes = ", ".join(f"{spec.name!r} {spec.describe()}" for spec in callee.signature.outputs)
+        raise UsageError(
+            f"Expected labels for the last dimension of one output: {shapes}. Received: {len(order.labels)} labels."
+        )
+    outputs = tuple(
+        replace(spec, labels=order.labels) if spec.name in fitting else spec for spec in callee.signature.outputs
+    )
+    return replace(callee, signature=replace(callee.signature, outputs=outputs))
+
+
+def _with_index_ranges(callee: saved_model.Callee, converted: Conversion) -> saved_model.Callee:
+    inputs = tuple(replace(spec, value_range=converted.index_ranges.get(spec.name)) for spec in callee.signature.inputs)
+    return replace(callee, signature=replace(callee.signature, inputs=inputs))
+
+
+def _require_rows(layers: Sequence[LayerStatistics], requested: int | None) -> None:
+    """Refuse early what the layers alone rule out."""
+    if requested is not None and requested < 1:
+        raise UsageError(f"Expected --mini-batch-rows 1 or more. Received: {requested}")
     sizes = sorted({layer.m for layer in layers})
     coupling, reason = strongest(layers)
-    if requested is None:
-        if len(sizes) > 1 and coupling is not RowCoupling.INDEPENDENT:
-            raise UsageError(
-                f"Expected --mini-batch-rows, since the layers were trained with different batch sizes ({sizes}) and "
-                f"rows are coupled ({reason})."
-            )
-        return sizes[0] if len(sizes) == 1 else None
-    rule = mini_batch_rule(layers, requested)
-    if requested < 1 or (rule and not rule.allows(requested, requested)):
-        limits = f"from {rule.min_rows} to {rule.max_rows or 'any number'}" if rule else "1 or more"
-        raise UsageError(f"Expected --mini-batch-rows {limits} ({reason}). Received: {requested}")
-    return requested
-
-
-def _convert(callee: saved_model.Callee, frozen: Sequence[freezing.FrozenLayer], opset: int) -> onnx.ModelProto:
-    model = decompose(marking.to_marked_onnx(callee, frozen, marking.CONVERTER_OPSET))
-    if opset > marking.CONVERTER_OPSET:
-        model = onnx.version_converter.convert_version(model, opset)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-        if opset > marking.CONVERTER_OPSET:
-            OnnxSession(model.SerializeToString(), threads=1)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UnsupportedModelError(f"The converted model is no valid ONNX: {error}") from error
-    except RunError as error:
+    if requested is None and len(sizes) > 1 and coupling is not RowCoupling.INDEPENDENT:
         raise UsageError(
-            f"Expected an opset that the installed ONNX Runtime loads. Received: {opset}. {error}"
-        ) from error
-    return model
+            f"Expected --mini-batch-rows, since the layers were trained with different batch sizes ({sizes}) and "
+            f"rows are coupled ({reason})."
+        )
 
 
-def _write_onnx(model: onnx.ModelProto, path: Path, name: str, rows: _Rows, signature: ModelSignature) -> None:
-    """Write model.onnx, with what a reader of this file alone needs to know in its metadata."""
+def _rows(converted: Conversion, requested: int | None) -> _Rows:
+    """Find the artifact's rows of a mini-batch: as requested, else what makes every layer's m.
+
+    Raises:
+        UsageError: no such number is known, or the layers do not allow it.
+    """
+    proved = converted.coupling.row_coupling, converted.coupling.reason
+    sizes = {layer.default_rows for layer in converted.layers}
+    default = requested if requested is not None else next(iter(sizes)) if len(sizes) == 1 else None
+    rule = mini_batch_rule(converted.layers, default or 1, proved)
+    if rule and default is None:
+        raise UsageError(
+            f"Expected --mini-batch-rows, the rows that a mini-batch has where a request names none: rows are coupled "
+            f"({proved[1]}), and no batch size is common to the model's layers."
+        )
+    if rule and default and not rule.allows(default, default):
+        limits = f"from {rule.min_rows} to {rule.max_rows or 'any number'}"
+        raise UsageError(f"Expected --mini-batch-rows {limits} ({proved[1]}). Received: {default}")
+    return _Rows(converted.layers, default, proved)
+
+
+def _write_onnx(made: _Made, path: Path, name: str) -> None:
+    """Write the ONNX model, with what a reader of this file alone needs to know in its metadata."""
+    model = made.converted.model
     model.graph.name = name
     model.producer_name, model.producer_version = "bln-serve", bln_serve.__version__
-    facts = {**rows.facts(), "inputs": signature.inputs}
+    facts = {
+        **made.rows.facts(),
+        "inputs": made.callee.signature.inputs,
+        "outputs": made.callee.signature.outputs,
+        "several_mini_batches": made.converted.several_mini_batches,
+    }
     texts = {f"bln.{key}": msgspec.json.encode(value).decode().strip('"') for key, value in facts.items()}
     onnx.helper.set_model_props(model, texts)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _verify(callee: saved_model.Callee, folder: Path, rows: _Rows, tolerance: Tolerance) -> parity.Parity:
-    engines = {
-        "SavedModel": parity.saved_model_engine(saved_model.read(folder)),
-        "ONNX": parity.onnx_engine(OnnxSession(folder / ONNX_MODEL)),
-    }
-    found = parity.verify(callee, rows.layers, rows.rule, engines, tolerance)
-    if not found.report.passed:
+def _verify(made: _Made, folder: Path, order: _Order) -> parity.Parity:
+    converted, tolerance = made.converted, order.tolerance
+    subject = parity.Subject(made.callee, made.rows.layers, made.rows.rule, converted.coupling.row_coupling, tolerance)
+    engines = [parity.Engine("ONNX", OnnxSession(folder / ONNX_MODEL).run, converted.several_mini_batches)]
+    if order.with_saved_model:
+        engines.insert(0, parity.Engine("SavedModel", saved_model.read(folder), takes_several=True))
+    found = parity.verify(subject, engines)
+    report = VerificationReport((*found.report.checks, *layer_parity.verify(converted.marked, made.frozen, tolerance)))
+    if not report.passed:
         raise ParityError(
-            f"The exported model does not answer as Keras does, and was not kept:\n{found.report.table()}\n"
-            "A model that computes in half precision needs a float32 policy, or --tolerance with --force. Otherwise "
-            "please report the model."
+            f"The exported model does not answer as Keras does, and was not kept:\n{report.table()}\n"
+            f"{_advice(found.sensitivity, tolerance)}"
         )
-    return found
+    return replace(found, report=report)
+
+
+def _advice(sensitivity: float, tolerance: Tolerance) -> str:
+    if sensitivity > tolerance.rtol / 4:
+        return (
+            f"The model's own float32 error is of this size: with each weight moved in its last place, Keras's answers "
+            f"move by {sensitivity:.1e} of the largest. Its rows hardly differ where a live statistic divides by their "
+            "deviation: rescale its inputs, or take --tolerance with --force."
+        )
+    return (
+        "A model that computes in half precision needs a float32 policy, or --tolerance with --force. Otherwise "
+        "please report the model."
+    )
 
 
 def _tools() -> dict[str, str]:

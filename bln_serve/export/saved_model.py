@@ -1,8 +1,6 @@
 """The model's signature, its call by flat inputs, and the SavedModel as TensorFlow Serving reads it."""
 
-import contextlib
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,10 @@ import keras
 import tensorflow as tf
 
 from bln_serve.errors import UnsupportedModelError
-from bln_serve.signature import ModelSignature, TensorSpec
+from bln_serve.manifest import MINI_BATCHES
+from bln_serve.signature import Arrays, ModelSignature, TensorSpec
+
+SERVE_MINI_BATCHES = "serve_mini_batches"
 
 # What NumPy, ONNX and Triton's configuration all have a name for.
 _DTYPES = (
@@ -37,7 +38,10 @@ class Callee:
 
     def __call__(self, *tensors: Any) -> dict[str, Any]:
         """Run inference on one tensor an input, in the signature's order, and return the outputs by name."""
-        outputs = self.model(self.pack(tensors), training=False)
+        return self.by_name(self.model(self.pack(tensors), training=False))
+
+    def by_name(self, outputs: Any) -> dict[str, Any]:
+        """Give the model's outputs their names."""
         return dict(zip((spec.name for spec in self.signature.outputs), keras.tree.flatten(outputs), strict=True))
 
     def pack(self, flat: Any) -> Any:
@@ -57,18 +61,46 @@ class Callee:
         return dict(zip((spec.name for spec in self.signature.inputs), tensors, strict=True))
 
 
-def describe(model: Any) -> Callee:
-    """Read the signature of a functional or Sequential model.
+def functional(model: Any) -> Any:
+    """Return a model with known inputs: the model itself, or a functional one around a subclassed one.
+
+    A subclassed model remembers the shapes that it was built with and no dtypes: its inputs are taken for float32, as
+    Keras's own export does.
 
     Raises:
-        UnsupportedModelError: the model is not built, has an input with an unknown or missing dimension, or an output
-            whose rows cannot be the inputs' rows.
+        UnsupportedModelError: the model is not built.
     """
-    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+    if getattr(model, "inputs", None) and getattr(model, "outputs", None):
+        return model
+    shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
+    try:
+        (shape,) = shapes
+        inputs = _symbolic(shape)
+        return keras.Model(inputs, model(inputs), name=model.name)
+    except Exception as error:  # whatever the model's own code makes of symbolic tensors
         raise UnsupportedModelError(
-            f"Expected a functional or Sequential model with known inputs. Received: {type(model).__name__} without. "
+            f"Expected a built model with known inputs. Received: {type(model).__name__} "
+            f"{'without' if not shapes else f'that was built with {shapes}: {error}'}. "
             "Wrap it: keras.Model(inputs, model(inputs)) with inputs = keras.Input(...)."
-        )
+        ) from error
+
+
+def _symbolic(shape: Any) -> Any:
+    """Return an input of a shape, or one of each by name or in order."""
+    if isinstance(shape, dict):
+        return {name: keras.Input(each[1:], name=name) for name, each in shape.items()}
+    if isinstance(shape[0], list | tuple):
+        return [keras.Input(each[1:], name=f"input_{place}") for place, each in enumerate(shape)]
+    return keras.Input(shape[1:], name="input")
+
+
+def describe(model: Any) -> Callee:
+    """Read the signature of a model with known inputs.
+
+    Raises:
+        UnsupportedModelError: the model has an input with an unknown or missing dimension, or an output whose rows
+            cannot be the inputs' rows.
+    """
     inputs = tuple(_spec("input", _plain(tensor.name), tensor) for tensor in keras.tree.flatten(model.inputs))
     names = _output_names(model)
     outputs = tuple(_spec("output", name, tensor) for name, tensor in zip(names, model.outputs, strict=True))
@@ -81,34 +113,66 @@ def describe(model: Any) -> Callee:
 
 
 def write(callee: Callee, folder: Path) -> None:
-    """Write the SavedModel with the signatures `serve` and `serving_default`."""
-    archive = keras.export.ExportArchive()
-    archive.track(callee.model)
-    archive.add_endpoint("serve", _endpoint(callee), input_signature=callee.tensor_specs())
-    # Keras writes into its own folder and prints a description that nobody asked for.
-    with contextlib.redirect_stdout(io.StringIO()):
-        archive.write_out(str(folder), verbose=False)
+    """Write the SavedModel with the signatures `serving_default`, `serve`, which is the same, and `serve_mini_batches`.
+
+    `serve_mini_batches` takes one tensor more, `mini_batches`, int64 without a dimension: the rows are so many
+    mini-batches of equal size, and each gets the answer that `serve` gives it alone. A number that does not divide the
+    rows is an InvalidArgumentError.
+    """
+    module = tf.Module()
+    # The functions read them, and only what the module holds is saved. Keras's own archive traces the model four times.
+    module.weights = [variable.value for variable in callee.model.variables]
+    module.serve = _function(callee, callee.tensor_specs())
+    count = tf.TensorSpec((), tf.int64, name=MINI_BATCHES)
+    module.serve_mini_batches = _function(_one_by_one(module.serve), [*callee.tensor_specs(), count])
+    signatures = {
+        "serving_default": module.serve,
+        "serve": module.serve,
+        SERVE_MINI_BATCHES: module.serve_mini_batches,
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
-def read(folder: Path) -> Callable[..., Mapping[str, Any]]:
-    """Load a SavedModel's default signature, to be called with named tensors."""
+def _function(call: Callable[..., dict[str, Any]], specs: Sequence[Any]) -> Any:
+    return tf.function(call, input_signature=specs, autograph=False)
+
+
+Serve = Callable[[Arrays, int], Arrays]
+"""Takes rows by the input's name, and of how many mini-batches they are."""
+
+
+def read(folder: Path) -> Serve:
+    """Load a SavedModel, to be called as a client of TensorFlow Serving calls it."""
     loaded = tf.saved_model.load(str(folder))
-    function = loaded.signatures["serving_default"]
 
-    # A signature does not keep its variables alive; the loaded object does.
-    function._bln_owner = loaded
-
-    def serve(**tensors: Any) -> Mapping[str, Any]:
-        return {name: value.numpy() for name, value in function(**tensors).items()}
-
-    return serve
-
-
-def _endpoint(callee: Callee) -> Callable[..., dict[str, Any]]:
-    def serve(*tensors: Any) -> dict[str, Any]:
-        return callee(*tensors)
+    def serve(inputs: Arrays, mini_batches: int = 1) -> Arrays:
+        tensors = {name: tf.constant(array) for name, array in inputs.items()}
+        if mini_batches == 1:
+            answers = loaded.signatures["serving_default"](**tensors)
+        else:
+            count = {MINI_BATCHES: tf.constant(mini_batches, tf.int64)}
+            answers = loaded.signatures[SERVE_MINI_BATCHES](**tensors, **count)
+        return {name: value.numpy() for name, value in answers.items()}
 
     return serve
+
+
+def _one_by_one(serve: Any) -> Callable[..., dict[str, Any]]:
+    def serve_mini_batches(*tensors: Any) -> dict[str, Any]:
+        *inputs, count = tensors
+        rows = tf.shape(inputs[0], tf.int64)[0]
+        words = f"Expected {MINI_BATCHES} to divide the number of rows."
+        with tf.control_dependencies([tf.debugging.assert_equal(count * (rows // count), rows, words)]):
+            parts = [tf.reshape(x, _shape(count, rows // count, *x.shape[1:])) for x in inputs]
+        specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, serve.get_concrete_function().structured_outputs)
+        answers = tf.map_fn(lambda part: serve(*part), parts, fn_output_signature=specs)
+        return {name: tf.reshape(y, _shape(rows, *y.shape[2:])) for name, y in answers.items()}
+
+    return serve_mini_batches
+
+
+def _shape(*lengths: Any) -> Any:
+    return tf.stack([tf.cast(length, tf.int64) for length in lengths])
 
 
 def _input_structure(model: Any) -> Any:

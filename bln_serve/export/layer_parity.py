@@ -1,0 +1,63 @@
+"""Every BLN layer by itself, lowered against Keras's, on rows that hardly differ from each other.
+
+There a live variance is no larger than epsilon, so that a wrong epsilon or a variance taken in one pass shows in full:
+left at ONNX's own 1e-5, LayerNormalization's epsilon moves the answers of a layer with m = 256 by 3e-6 of the largest
+on standardised inputs, which passes, and by 9e-4 here. A whole model cannot be asked there: it raises the rounding of
+everything before its layers as well (`samples`). One layer alone keeps the two apart to 3e-7.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, attributes_of, is_op
+from bln_serve.export.decomposition import decompose, require_standard
+from bln_serve.export.freezing import FrozenLayer
+from bln_serve.export.graphs import tables_of
+from bln_serve.export.samples import SEED
+from bln_serve.runtime import OnnxSession
+from bln_serve.verification import Check, Tolerance, compare
+
+_DEVIATION = 0.05
+_MOST_ROWS = 32
+
+
+def verify(marked: onnx.ModelProto, frozen: Sequence[FrozenLayer], tolerance: Tolerance) -> Iterable[Check]:
+    """Compare each layer's lowered node with the layer.
+
+    Args:
+        marked: the model with custom nodes.
+        frozen: its BLN layers, which have their export policies applied.
+        tolerance: how far an answer may be off.
+
+    Returns:
+        One check a layer.
+    """
+    layers = {item.name: item.layer for item in frozen}
+    for node in marked.graph.node:
+        if not is_op(node, BATCH_LAYER_NORMALIZATION) or attributes_of(node)["layer"] not in layers:
+            continue
+        name = attributes_of(node)["layer"]
+        layer = layers.pop(name)
+        rows = min(layer.batch_size, _MOST_ROWS) if layer.batch_size > 1 else 2
+        shape = layer.population["batch_mean"].shape[1:]
+        x = np.random.default_rng(SEED).normal(0, _DEVIATION, (rows, *shape)).astype(layer.compute_dtype)
+        answer = OnnxSession(_alone(marked, node, shape).SerializeToString(), threads=1).run({"x": x})["y"]
+        yield compare(f"ONNX: {name} alone, rows alike", np.asarray(layer(x)), answer, tolerance)
+
+
+def _alone(marked: onnx.ModelProto, node: onnx.NodeProto, shape: Sequence[int]) -> onnx.ModelProto:
+    """Return a model that is one lowered layer."""
+    tables = tables_of(marked.graph)
+    lone = onnx.NodeProto()
+    lone.CopyFrom(node)
+    lone.input[0], lone.output[0] = "x", "y"
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(attributes_of(node)["dtype"]))
+    x, y = (helper.make_tensor_value_info(name, element, ["rows", *shape]) for name in "xy")
+    graph = helper.make_graph([lone], "layer", [x], [y], [tables[name] for name in node.input[1:]])
+    model = helper.make_model(graph, opset_imports=marked.opset_import, ir_version=marked.ir_version)
+    lowered = decompose(model)
+    require_standard(lowered)
+    return lowered
