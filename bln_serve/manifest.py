@@ -94,6 +94,8 @@ class Manifest:
             raise ArtifactError(
                 f"Expected m, rows_per_row, mini_batch_rows and version to be at least 1 in {FILE_NAME}."
             )
+        if self.mini_batch_rows is None and self.row_coupling is not RowCoupling.INDEPENDENT:
+            raise ArtifactError(f"Expected mini_batch_rows in {FILE_NAME}, since rows are coupled. Received: none.")
         expected = row_facts(self.layers, self.mini_batch_rows)
         del expected["row_coupling_reason"]  # a sentence, which later versions may word otherwise
         # Something else than the layers may couple rows, but nothing takes their coupling away.

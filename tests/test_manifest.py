@@ -27,9 +27,15 @@ SPECS = st.builds(
     dtype=st.sampled_from(["float32", "int64", "bool"]),
     shape=st.lists(COUNTS, max_size=3).map(lambda sizes: (None, *sizes)),
     value_range=st.none() | st.tuples(st.integers(-9, 0), st.integers(0, 9)),
+    typical_range=st.none() | st.tuples(FINITE, FINITE),
+    labels=st.none() | st.lists(WORDS, max_size=3).map(tuple),
 )
 LAYERS = st.builds(
-    LayerStatistics, name=WORDS, policy=st.sampled_from([policy.code for policy in ALL_POLICIES]), m=COUNTS
+    LayerStatistics,
+    name=WORDS,
+    policy=st.sampled_from([policy.code for policy in ALL_POLICIES]),
+    m=COUNTS,
+    rows_per_row=st.integers(1, 9),
 )
 CHECKS = st.builds(Check, name=WORDS, difference=FINITE, limit=FINITE, largest=FINITE, worst=WORDS)
 
@@ -39,7 +45,10 @@ def tuples_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...
 
 
 def consistent(layers: tuple[LayerStatistics, ...], mini_batch_rows: int | None, **fields: Any) -> Manifest:
-    return Manifest(layers=layers, **row_facts(layers, mini_batch_rows), **fields)
+    facts = row_facts(layers, mini_batch_rows)
+    if mini_batch_rows is None and facts["row_coupling"] is not RowCoupling.INDEPENDENT:
+        facts = row_facts(layers, 5)
+    return Manifest(layers=layers, **facts, **fields)
 
 
 MANIFESTS = st.builds(
@@ -56,6 +65,10 @@ MANIFESTS = st.builds(
     checks=tuples_of(CHECKS),
     tools=st.dictionaries(WORDS, WORDS, max_size=3),
     files=st.dictionaries(WORDS, WORDS, max_size=3),
+    row_coupling_path=tuples_of(WORDS),
+    several_mini_batches=st.booleans(),
+    sensitivity=st.none() | FINITE,
+    notes=tuples_of(WORDS),
 )
 
 
@@ -110,12 +123,35 @@ def test_another_format_version_is_refused_before_anything_else_is_read() -> Non
         Manifest.from_json(b'{"format_version": 2, "name": ["a form that this reader does not know"]}')
 
 
-@pytest.mark.parametrize("field", Manifest.__dataclass_fields__)
+ADDED = {"row_coupling_path": (), "several_mini_batches": False, "sensitivity": None, "notes": ()}
+"""Fields that the first manifests of format version 1 do not have, with what their absence means."""
+
+
+@pytest.mark.parametrize("field", [name for name in Manifest.__dataclass_fields__ if name not in ADDED])
 def test_a_manifest_without_one_of_its_fields_is_refused(golden_artifacts: Path, field: str) -> None:
     fields = golden_fields(golden_artifacts)
     del fields[field]
     with pytest.raises(ArtifactError, match=f"as bln-export writes it. Received: .*missing required field `{field}`"):
         Manifest.from_json(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("field", ADDED)
+def test_a_manifest_from_before_a_field_was_added_is_read(golden_artifacts: Path, field: str) -> None:
+    fields = golden_fields(golden_artifacts)
+    assert field not in fields
+    assert getattr(Manifest.from_json(json.dumps(fields).encode()), field) == ADDED[field]
+
+
+def test_what_else_couples_rows_may_be_stronger_than_the_layers_and_makes_the_rule(golden_artifacts: Path) -> None:
+    layers = (LayerStatistics("bn", "PPMM", 5),)
+    facts = row_facts(layers, 5, (RowCoupling.MINI_BATCH, "ReduceMean 'pool' reduces the row axis"))
+    fields = golden_fields(golden_artifacts) | {"layers": [vars(layer) for layer in layers], **facts}
+    manifest = Manifest.from_json(json.dumps(fields).encode())
+    assert manifest.rule is not None
+    assert (manifest.rule.default_rows, manifest.rule.min_rows) == (5, 1)
+    assert "ReduceMean" in manifest.rule.reason
+    with pytest.raises(ArtifactError, match="Expected mini_batch_rows in manifest.json, since rows are coupled"):
+        Manifest.from_json(json.dumps(fields | {"mini_batch_rows": None}).encode())
 
 
 @pytest.mark.parametrize(
@@ -170,8 +206,9 @@ def test_counts_below_one_are_refused(golden_artifacts: Path, name: str, value: 
         Manifest.from_json(json.dumps(golden_fields(golden_artifacts) | {name: value}).encode())
 
 
-def test_a_layer_of_m_0_is_refused(golden_artifacts: Path) -> None:
+@pytest.mark.parametrize("count", ["m", "rows_per_row"])
+def test_a_layer_of_no_rows_is_refused(golden_artifacts: Path, count: str) -> None:
     fields = golden_fields(golden_artifacts)
-    fields["layers"][0]["m"] = 0
+    fields["layers"][0][count] = 0
     with pytest.raises(ArtifactError, match="to be at least 1 in manifest.json"):
         Manifest.from_json(json.dumps(fields).encode())

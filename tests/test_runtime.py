@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.artifacts import NAMES, alter_weights, copy_of, rehash
+from support.artifacts import NAMES, TOGETHER, alter_weights, copy_of, rehash
 
 import bln_serve
 from bln_serve.artifact import ONNX_MODEL, Artifact, Sample, write_samples
@@ -31,7 +31,7 @@ def same(expected: Any, actual: Any) -> bool:
     return compare("answers", expected, actual, Tolerance()).passed
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *TOGETHER])
 def test_predict_gives_the_answers_that_keras_gave(golden_artifacts: Path, name: str) -> None:
     model = load(golden_artifacts, name)
     samples = Artifact.open(golden_artifacts / name / "1").samples()
@@ -61,6 +61,65 @@ def test_mini_batches_alone_equal_the_same_ones_in_one_request(
     alone = np.concatenate([model.predict(x[end - size : end]) for size, end in zip(sizes, ends, strict=True)])
     np.testing.assert_array_equal(together, alone)
     assert model.cut(rows) == sizes
+
+
+@pytest.mark.parametrize(("name", "size"), [("together_mpmm", 5), ("together_mpmm", 2), ("together_pppp", 4)])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_several_mini_batches_in_one_run_each_get_what_they_get_alone(
+    golden_artifacts: Path, name: str, size: int, count: int
+) -> None:
+    model, x = load(golden_artifacts, name), draw(size * count, seed=count)
+    together = model.run_mini_batches({"x": x}, count)["score"]
+    alone = model.run({"x": x}, (size,) * count)["score"]
+    # The same additions in the same order, but perhaps in vectors of another length: a few units in the last place.
+    assert np.abs(together - alone).max() <= 1e-6 * np.abs(alone).max()
+
+
+def test_one_mini_batch_of_them_all_would_be_far_off(golden_artifacts: Path) -> None:
+    model, x = load(golden_artifacts, "together_mpmm"), draw(10)
+    together, merged = (model.run_mini_batches({"x": x}, count)["score"] for count in (2, 1))
+    tolerance = model.manifest.tolerance.limit(together)
+    assert np.abs(together - merged).max() > 100 * tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("together_mpmm", 3, "divides the 10 rows. Received: 3."),
+        ("together_mpmm", 0, "divides the 10 rows. Received: 0."),
+        ("together_mpmm", -2, "divides the 10 rows. Received: -2."),
+        ("together_mpmm", 10, "at least 2 rows"),
+        ("together_pppp", 2, "at most 4 rows"),
+        ("tiny_two_inputs", 4, "divides the 10 rows. Received: 4."),
+    ],
+)
+def test_a_wrong_number_of_mini_batches_is_refused_before_anything_runs(
+    golden_artifacts: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int, message: str
+) -> None:
+    model = load(golden_artifacts, name)
+    monkeypatch.setattr(OnnxSession, "run", None)
+    with pytest.raises(MiniBatchError, match=message):
+        model.run_mini_batches({"x": draw(10)}, count)
+
+
+def test_independent_rows_need_no_mini_batches(golden_artifacts: Path) -> None:
+    model = load(golden_artifacts, "digits_cnn")
+    x = np.random.default_rng(0).normal(size=(6, 8, 8)).astype(np.float32)
+    together, plain = model.run_mini_batches({"image": x}, 3), model.run({"image": x}, None)
+    np.testing.assert_array_equal(together["logits"], plain["logits"])
+
+
+def test_an_artifact_that_takes_one_mini_batch_a_run_says_so(golden_artifacts: Path) -> None:
+    model = load(golden_artifacts, "tiny_mpmm")
+    message = r"several mini-batches in one run. Received: tiny_mpmm version 1, which does not \(bln1: batch mean"
+    with pytest.raises(RunError, match=message):
+        model.run_mini_batches({"x": draw(10)}, 2)
+
+
+def test_a_session_refuses_parts_that_are_not_equal(golden_artifacts: Path) -> None:
+    session = OnnxSession(golden_artifacts / "together_mpmm" / "1" / ONNX_MODEL, threads=1)
+    with pytest.raises(MiniBatchError, match="divides the 10 rows. Received: 4."):
+        session.run({"x": draw(10)}, 4)
 
 
 def test_other_mini_batches_change_nothing_and_other_rows_of_the_same_one_do(golden_artifacts: Path) -> None:

@@ -128,10 +128,11 @@ def test_largest_difference_is_relative_to_its_own_outputs_answers() -> None:
     assert VerificationReport((check(0.5, largest=4.0), check(0.5, largest=0.5))).largest_difference == 1.0
 
 
-def test_a_line_gives_the_figures_and_the_place_only_of_a_failure() -> None:
-    good, bad = (" ".join(check(difference, 1e-5).line().split()) for difference in (2.5e-7, 2.5e-3))
-    assert good == "ok ONNX = Keras, 2 rows 2.50e-07 of 1.00e-05 allowed"
-    assert bad == "FAIL ONNX = Keras, 2 rows 2.50e-03 of 1.00e-05 allowed worst at [0, 1]"
+def test_a_line_gives_the_figures_and_the_place_of_the_largest_difference() -> None:
+    same, good, bad = (" ".join(check(difference, 1e-5).line().split()) for difference in (0, 2.5e-7, 2.5e-3))
+    assert same == "ok ONNX = Keras, 2 rows 0.00e+00 of 1.00e-05 allowed"
+    assert good == "ok ONNX = Keras, 2 rows 2.50e-07 of 1.00e-05 allowed, most at [0, 1]"
+    assert bad == "FAIL ONNX = Keras, 2 rows 2.50e-03 of 1.00e-05 allowed, most at [0, 1]"
     assert VerificationReport((check(0.5), check(2))).table().count("\n") == 1
 
 

@@ -182,7 +182,8 @@ class _Written:
 def _report(manifest: Manifest, written: _Written, stages: _Stages) -> str:
     lines = [f"{written.title}: {_layers(manifest)}"]
     lines += [check.line() for check in manifest.checks]
-    lines.append(f"{'--force replaced' if written.replaced else 'wrote'} {written.path}, {stages.summary()}")
+    lines.append(f"{'--force replaced' if written.replaced else 'wrote'} {written.path}")
+    lines.append(stages.summary())
     if manifest.tolerance.wider_than(Tolerance()):
         lines.append(f"note: --force allowed a wider tolerance than usual: rtol {manifest.tolerance.rtol:g}")
     lines += [f"note: {note}" for note in manifest.notes]

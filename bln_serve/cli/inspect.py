@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bln_serve.export.onnx_file import OnnxState, OnnxTensor
 
 
+_SAID = "bln.row_coupling"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -78,6 +81,8 @@ def _onnx_report(state: "OnnxState") -> str:
     lines += [f"{key} = {value}" for key, value in state.metadata.items()]
     lines += [f"{name}: {rows or 'an unproved number of'} rows of its own a row" for name, rows in _folded(state)]
     lines.append(f"row coupling: {state.row_coupling} ({state.row_coupling_reason})")
+    if state.metadata.get(_SAID, state.row_coupling) != state.row_coupling:
+        lines.append(f"  but the file itself says: {state.metadata[_SAID]}")
     if state.row_coupling_path:
         lines.append(f"  by way of: {' -> '.join(_shortened(state.row_coupling_path))}")
     return "\n".join(lines)

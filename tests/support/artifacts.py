@@ -12,6 +12,8 @@ from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import read_manifest
 
 NAMES = ("digits_cnn", "digits_rnn", "tiny_mpmm", "tiny_pppp", "tiny_two_inputs")
+TOGETHER = ("together_mpmm", "together_pppp")
+"""One run of these may hold several mini-batches."""
 _WEIGHTS = "variables/variables.data-00000-of-00001"
 _CHUNK_BYTES = 32
 
