@@ -1,5 +1,6 @@
 """The model's signature, its call by flat inputs, and the SavedModel as TensorFlow Serving reads it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from bln_serve.manifest import MINI_BATCHES
 from bln_serve.signature import Arrays, ModelSignature, TensorSpec
 
 SERVE_MINI_BATCHES = "serve_mini_batches"
+
+# What TensorFlow takes for the name of a function's argument.
+_INPUT_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.>-]*")
 
 # What NumPy, ONNX and Triton's configuration all have a name for.
 _DTYPES = (
@@ -104,6 +108,12 @@ def describe(model: Any) -> Callee:
     inputs = tuple(_spec("input", _plain(tensor.name), tensor) for tensor in keras.tree.flatten(model.inputs))
     names = _output_names(model)
     outputs = tuple(_spec("output", name, tensor) for name, tensor in zip(names, model.outputs, strict=True))
+    for spec in inputs:
+        if not _INPUT_NAME.fullmatch(spec.name) or spec.name == MINI_BATCHES:
+            raise UnsupportedModelError(
+                f"Expected an input name of letters, digits, '_', '.', '-' and '>', beginning with a letter, a digit or "
+                f"'.', other than {MINI_BATCHES!r}. Received: {spec.name!r}. Rename the model's Input."
+            )
     for kind, specs in (("inputs", inputs), ("outputs", outputs)):
         if len({spec.name for spec in specs}) != len(specs):
             raise UnsupportedModelError(
