@@ -7,7 +7,7 @@ The stages, in order, each importing earlier ones only:
     loading        a .keras file, safely
     freezing       the policy of each BLN layer, and whether its stored statistics are usable
     saved_model    the signature, and the SavedModel as TensorFlow Serving reads it
-    input_ranges   which integer inputs index an embedding
+    typical_ranges where the values of an input are expected to lie
     marking        trace with each BLN layer as one custom op, and convert to ONNX
     decomposition  lower the custom op to standard ops
     deployment     config.pbtxt for Triton

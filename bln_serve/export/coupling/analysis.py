@@ -97,7 +97,7 @@ def _together(verdicts: Sequence[_Verdict], layer_rows: Mapping[str, int | None]
 
 
 def _verdict(name: str, tensor: Tensor) -> _Verdict:
-    has_rows = (tensor.axis, tensor.fold, tensor.is_sequence) == (0, ONE, False)
+    has_rows = (tensor.axis, tensor.fold, tensor.is_sequence) == (0, ONE, False) and not tensor.may_end_early
     coupling = _COUPLING.get(tensor.dependence, RowCoupling.MINI_BATCH)
     if coupling is RowCoupling.MINI_BATCH or has_rows:
         if tensor.dependence is Dependence.ROW_COUNT:
@@ -105,8 +105,15 @@ def _verdict(name: str, tensor: Tensor) -> _Verdict:
         return _Verdict(name, coupling, tensor.cause, has_rows)
     if tensor.axis is None:  # a constant
         return _Verdict(name, coupling, None, has_rows)
-    place = f"has its rows on axis {tensor.axis}" if tensor.axis else f"has {tensor.fold} entries of axis 0 a row"
-    return _Verdict(name, RowCoupling.MINI_BATCH, Cause(f"output {name!r} {place}", tensor.trail), has_rows)
+    return _Verdict(name, RowCoupling.MINI_BATCH, Cause(f"output {name!r} {_place(tensor)}", tensor.trail), has_rows)
+
+
+def _place(tensor: Tensor) -> str:
+    if tensor.axis:
+        return f"has its rows on axis {tensor.axis}"
+    if tensor.fold != ONE:
+        return f"has {tensor.fold} entries of axis 0 a row"
+    return "has fewer entries than there may be rows"
 
 
 def _given(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -144,7 +151,7 @@ def _input(value: onnx.ValueInfoProto, rows_names: set[str], alike: bool) -> Ten
     if any(dim.dim_param in rows_names for dim in list(dims)[1:]):
         return lost(Cause(f"input {value.name!r} has a second axis as long as the rows", trail))
     sizes = [
-        Size(dim.dim_value) if dim.HasField("dim_value") else Size(1, (f"{value.name}[{axis}]",))
+        Size(dim.dim_value) if dim.dim_value > 0 else Size(1, (f"{value.name}[{axis}]",))
         for axis, dim in enumerate(dims)
     ]
     return _with_trail(rows_of(value.type.tensor_type.elem_type, tuple(sizes), 0, ONE), trail)

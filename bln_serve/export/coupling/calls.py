@@ -118,6 +118,8 @@ class Answer:
         reason: why, where it adds something; it goes on after the operator's name, or is a sentence of its own.
         values: the entries, where they are known.
         is_sequence: whether it is a sequence.
+        dtype: where shape inference does not say it; 0 for that of the inputs.
+        may_end_early: whether it is cut from a constant that may have fewer entries than there are rows.
     """
 
     axis: int | None = None
@@ -127,6 +129,8 @@ class Answer:
     reason: str = ""
     values: Dims | None = None
     is_sequence: bool = False
+    dtype: int = 0
+    may_end_early: bool = False
 
     def tensor(self, inferred: Inferred, fallback_dtype: int) -> Tensor:
         """Return the output's state, its dependence aside.
@@ -135,7 +139,7 @@ class Answer:
             UnprovedError: its shape is unknown, or two of its axes grow with the rows.
         """
         dims = inferred.dims if self.dims is None else self.dims
-        dtype = inferred.dtype or fallback_dtype
+        dtype = inferred.dtype or self.dtype or fallback_dtype
         if self.axis is None:
             return Tensor(dtype, dims, values=self.values, is_sequence=self.is_sequence)
         if dims is None or self.axis >= len(dims):

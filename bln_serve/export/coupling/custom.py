@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import onnx
+
 from bln_serve.export.coupling import elementwise, networks, products, quantization
-from bln_serve.export.coupling.calls import Answer, NodeCall, Rules, aligned, kept
+from bln_serve.export.coupling.calls import Answer, NodeCall, Rules, aligned
 from bln_serve.export.coupling.sizes import ONE, Size, product
 from bln_serve.export.coupling.states import Dependence, UnprovedError
 from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, EMBEDDING, RECURRENT
@@ -61,7 +63,8 @@ def _embedding(call: NodeCall) -> Sequence[Answer]:
     ids, table, width = call.input(0), call.given(1), call.attributes.get("output_dim")
     call.rows_only_in(0)
     features = table.sizes[-1] if table is not None else None if width is None else Size(int(width))
-    return [kept(ids, (*ids.sizes, features))]
+    dtype = onnx.TensorProto.FLOAT if table is None else table.dtype
+    return [Answer(ids.axis, ids.fold, (*ids.sizes, features), dtype=dtype)]
 
 
 def _skip_normalization(call: NodeCall) -> Sequence[Answer]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bln_serve.export.coupling.calls import Answer, NodeCall, Rules, aligned, kept
+from bln_serve.export.coupling.sizes import ONE, Dims
 from bln_serve.export.coupling.states import Dependence, UnprovedError
 
 _OF_ONE = [
@@ -92,7 +93,15 @@ def of_several(call: NodeCall) -> Sequence[Answer]:
     if call.version < _BROADCAST_SINCE:
         raise UnprovedError("is of a version with broadcasting of its own")
     rank = max(each.rank for each in call.present)
-    return [aligned(call.present).answer(rank)]
+    dims = call.outputs[0].dims or _broadcast([each.sizes for each in call.present], rank)
+    return [aligned(call.present).answer(rank, dims)]
+
+
+def _broadcast(shapes: Sequence[Dims], rank: int) -> Dims:
+    """Return the sizes after broadcasting, where shape inference is silent because it does not know a dtype."""
+    columns = zip(*((ONE,) * (rank - len(sizes)) + sizes for sizes in shapes), strict=True)
+    longer = [{size for size in column if size != ONE} for column in columns]
+    return tuple(ONE if not sizes else sizes.pop() if len(sizes) == 1 else None for sizes in longer)
 
 
 def scalars_beside(call: NodeCall) -> Sequence[Answer]:

@@ -150,7 +150,10 @@ def _range(call: NodeCall) -> Sequence[Answer]:
 def _shape(call: NodeCall) -> Sequence[Answer]:
     x = call.input(0)
     start, end = call.attributes.get("start", 0), call.attributes.get("end", x.rank)
-    values = x.sizes[start:end]
+    sizes = list(x.sizes)
+    if x.axis is not None and x.may_end_early:
+        sizes[x.axis] = None
+    values = tuple(sizes[start:end])
     return [Answer(dims=(Size(len(values)),), values=values)]
 
 

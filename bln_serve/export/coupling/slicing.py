@@ -78,7 +78,8 @@ def _cut_to_rows(x: Tensor, cut: _Cut, end: Size, dims: Dims) -> Answer:
         return Answer(dims=(*dims[: cut.axis], ONE, *dims[cut.axis + 1 :]))
     if fold is None or fold.has_rows or size is None or size.number is None:
         return Answer(dims=(None,) * x.rank)
-    return Answer(cut.axis, fold, dims, Dependence.SLOT, "cuts a constant to the number of rows")
+    reason = "cuts a constant to the number of rows"
+    return Answer(cut.axis, fold, dims, Dependence.SLOT, reason, may_end_early=True)
 
 
 def _is_number(size: Size | None) -> bool:

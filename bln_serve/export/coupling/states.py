@@ -71,6 +71,7 @@ class Tensor:
         values: the entries of a short vector or scalar of whole numbers, as far as they are known.
         array: the values of a small constant.
         is_sequence: whether it is a sequence, of whose members all else is said.
+        may_end_early: whether it is cut from a constant that may have fewer entries than there are rows.
         cause: why the rows are coupled, where they are.
         trail: the nodes that rows went through.
     """
@@ -83,6 +84,7 @@ class Tensor:
     values: Dims | None = None
     array: Array | None = field(default=None, compare=False)
     is_sequence: bool = False
+    may_end_early: bool = False
     cause: Cause | None = field(default=None, compare=False)
     trail: Trail | None = field(default=None, compare=False)
 
@@ -169,6 +171,7 @@ def join(first: Tensor, second: Tensor, cause: Cause) -> Tensor:
         dims=_common(first.dims, second.dims),
         values=values,
         array=array,
+        may_end_early=first.may_end_early or second.may_end_early,
         trail=stronger.trail or first.trail or second.trail,
     )
 

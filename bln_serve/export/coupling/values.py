@@ -172,8 +172,8 @@ def _expand(call: NodeCall) -> Dims | None:
 
 
 def _size(call: NodeCall) -> Dims | None:
-    dims = call.input(0).dims
-    return None if dims is None else (product(dims),)
+    x = call.input(0)
+    return None if x.dims is None or x.may_end_early else (product(x.dims),)
 
 
 _FOLDS: Mapping[str, Callable[[NodeCall], Dims | None]] = {

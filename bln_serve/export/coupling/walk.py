@@ -115,7 +115,10 @@ class Walk:
         if dependence is Dependence.NOTHING and tensor.axis is None:
             return tensor
         cause = causes.cause_of(call, dependence, answer, trail)
-        return replace(tensor, dependence=dependence, cause=cause, trail=trail)
+        # Beside rows that are all there, a constant with too few entries is refused by the runtime.
+        ends = [each.may_end_early for each in data if each.axis is not None]
+        early = tensor.axis is not None and (answer.may_end_early or (bool(ends) and all(ends)))
+        return replace(tensor, dependence=dependence, cause=cause, trail=trail, may_end_early=early)
 
     def _named(self, dims: Dims, name: str) -> Dims:
         """Give unknown sizes a name: no row and no number of rows changes them."""
