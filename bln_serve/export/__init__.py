@@ -1,26 +1,37 @@
 """From a Keras model to a verified artifact (extra: export).
 
     export(model_or_path, out, statistics=...) -> Artifact
+    export_onnx(model_or_path, path, statistics=...) -> Manifest      one ONNX file alone
 
 The stages, in order, each importing earlier ones only:
 
-    loading        a .keras file, safely
-    freezing       the policy of each BLN layer, and whether its stored statistics are usable
-    saved_model    the signature, and the SavedModel as TensorFlow Serving reads it
-    typical_ranges where the values of an input are expected to lie
-    marking        trace with each BLN layer as one custom op, and convert to ONNX
-    decomposition  lower the custom op to standard ops
-    deployment     config.pbtxt for Triton
-    parity         Keras against SavedModel against ONNX
-    pipeline       all of it, written atomically
-    inspection     what a model file says of its BLN layers, before any of it
+    reading     loading            a model file, safely
+                saved_model        the signature, and the SavedModel as TensorFlow Serving reads it
+                typical_ranges     where the values of an input are expected to lie
+                freezing           the policy of each BLN layer, and whether its stored statistics are usable
+    marking     calls, marks       a model run layer by layer, and a layer's call as one operation of the graph
+                recurrent_layers   recurrent layers as custom ops; recurrent_cells packs their weights
+                marking            every BLN layer as one custom op, traced and converted to ONNX
+    lowering    recurrent          -> LSTM, GRU, RNN
+                layout             Transposes out of the way
+                decomposition      Batch Layer Normalization -> standard operators
+                embedding          -> Gather, and the tables come in
+                conversion         all of it in order, and what is proved on the way
+    verifying   samples            the requests, drawn so that rounding does not hide what is looked for
+                probe              what coupling of the rows shows in the answers
+                parity             Keras against SavedModel against ONNX
+                layer_parity       each BLN layer by itself
+    writing     staging            a version on its way to its place
+                deployment         config.pbtxt for Triton
+                pipeline           all of it, written atomically
+    beside      inspection         what a model file says of its BLN layers, before any of it
 
 What reads an ONNX graph alone needs no TensorFlow, and importing it imports none:
 
-    custom_ops     the names of our own operators
-    coupling       how a graph couples rows, proved
-    index_ranges   which inputs index a table, and with what values
-    onnx_file      an ONNX file, read safely and described
+    custom_ops, graphs    the names of our own operators, and what the passes share
+    coupling              how a graph couples rows, proved
+    index_ranges          which inputs index a table, and with what values
+    onnx_file             an ONNX file, read safely and described
 """
 
 import os
@@ -28,9 +39,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bln_serve.export.pipeline import export
+    from bln_serve.export.pipeline import export, export_onnx
 
-__all__ = ["export"]
+__all__ = ["export", "export_onnx"]
 
 # TensorFlow prints its build's details at import; a person who exports a model has no use for them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -44,10 +55,10 @@ def __getattr__(name: str) -> Any:
     Raises:
         MissingExtraError: the packages of the extra are not installed.
     """
-    if name != "export":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_extra()
-    return import_module("bln_serve.export.pipeline").export
+    return getattr(import_module("bln_serve.export.pipeline"), name)
 
 
 def require_extra() -> None:

@@ -37,9 +37,9 @@ def run(model: Any, inputs: Any, stand_in: StandIn) -> Any:
 
 
 def _graph_of(model: Any) -> Any:
-    if isinstance(model, keras.Sequential):
+    # A subclass may have a call of its own.
+    if type(model).call is keras.Sequential.call:
         return model._functional
-    # A subclass of a functional model may have a call of its own.
     return model if type(model).call is Functional.call else None
 
 
@@ -52,7 +52,9 @@ class _Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         operation = self._operation
-        if isinstance(operation, keras.Model) and _graph_of(operation) is not None:
+        # Called with a mask of its own, or by keyword, a nested model computes as it is.
+        by_inputs = len(args) == 1 and all(value is None for name, value in kwargs.items() if name != "training")
+        if by_inputs and isinstance(operation, keras.Model) and _graph_of(operation) is not None:
             return run(operation, args[0], self._stand_in)
         if isinstance(operation, keras.Layer):
             answer = self._stand_in(operation, args, kwargs)

@@ -10,9 +10,8 @@ Recurrent layers and embeddings are marked too, since the converter makes loops 
 gigabytes over the tables of the others:
 
     y = com.bln::Recurrent(x, ...)          as recurrent_layers says
-    y = com.bln::Embedding(ids) <table, input_dim, output_dim, element_type>
-                                            ids of any shape, y with one axis more; the table goes by its name
-        <table, input_dim, output_dim>      the table goes by its name
+    y = com.bln::Embedding(ids)             ids of any shape, y with one axis more
+        <table, input_dim, output_dim, element_type>    the table goes by its name
 
 No runtime executes such a model: `recurrent`, `embedding` and `decomposition` lower it.
 """
@@ -34,11 +33,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bln_serve.errors import UnsupportedModelError
-from bln_serve.export import calls, recurrent_layers
+from bln_serve.export import calls, recurrent_layers, tf_operators
 from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, DOMAIN, EMBEDDING, TABLES
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.marks import Call, Mark, Recorder, call_index, table
-from bln_serve.export.saved_model import Callee
+from bln_serve.export.saved_model import Callee, require_rows
 from bln_serve.layers import BatchLayerNormalization
 from bln_serve.layers.batch_layer_normalization import marked_calls
 
@@ -87,7 +86,7 @@ class _Marking:
         """Mark the call of a recurrent layer or an embedding, or return None."""
         self.asked.append(layer)
         if isinstance(layer, keras.layers.Embedding):
-            return self._embedding(layer, args[0])
+            return self._embedding(layer, args[0] if args else kwargs["inputs"])
         made = recurrent_layers.call(layer, args, kwargs, self.recorder)
         if isinstance(made, recurrent_layers.Fallback):
             self.fallbacks[made.note(layer.name)] = None
@@ -175,12 +174,14 @@ def _rows_of_layers(callee: Callee, frozen: Sequence[FrozenLayer]) -> Mapping[st
     marking = _Marking(frozen)
     with marking.active():
         try:
-            _traced(callee, marking, _PROBE_ROWS).get_concrete_function()
+            traced = _traced(callee, marking, _PROBE_ROWS).get_concrete_function()
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             raise UnsupportedModelError(
                 f"Expected a model that takes any number of rows. Received: {error} for {_PROBE_ROWS} rows. "
                 "A stateful recurrent layer, for one, keeps the batch size that it was built with."
             ) from error
+    for name, output in traced.structured_outputs.items():
+        require_rows(name, output.shape[0], _PROBE_ROWS)
     shares: dict[str, int] = {}
     for call in marking.recorder.calls:
         if call.mark.op_type != BATCH_LAYER_NORMALIZATION:
@@ -223,7 +224,7 @@ def _convert(function: Any, callee: Callee, opset: int) -> onnx.ModelProto:
                 function,
                 input_signature=callee.tensor_specs(),
                 opset=opset,
-                custom_op_handlers={"PyFuncStateless": (_to_custom_node, [])},
+                custom_op_handlers={**tf_operators.HANDLERS, "PyFuncStateless": (_to_custom_node, [])},
                 extra_opset=[helper.make_opsetid(DOMAIN, 1)],
             )
     except Exception as error:  # the converter raises whatever its handlers meet
@@ -272,8 +273,9 @@ def _fill_in(model: onnx.ModelProto, recorded: Sequence[Call]) -> Mapping[str, N
     if found != list(range(len(recorded))):
         raise UnsupportedModelError(
             f"Expected {len(recorded)} marked nodes in the main graph, one a call of a Batch Layer Normalization, "
-            f"recurrent or embedding layer. Received: {len(nodes)}. A layer inside a loop, or one whose output is not "
-            "used, cannot be exported."
+            f"recurrent or embedding layer. Received: {len(nodes)}, without {_lost(recorded, found)}. A layer inside a "
+            "loop, or one whose output is not used, cannot be exported: unroll the loop (unroll=True), or take the "
+            "layer out."
         )
     small: dict[str, NDArray[Any]] = {}
     embeddings: dict[str, NDArray[Any]] = {}
@@ -292,6 +294,10 @@ def _fill_in(model: onnx.ModelProto, recorded: Sequence[Call]) -> Mapping[str, N
     return embeddings
 
 
+def _lost(recorded: Sequence[Call], found: Sequence[int]) -> str:
+    return ", ".join(sorted({repr(call.mark.layer) for index, call in enumerate(recorded) if index not in found}))
+
+
 def _name_rows(model: onnx.ModelProto, callee: Callee) -> None:
     """Name inputs and outputs as the signature does, and their first dimension `rows`."""
     graph = model.graph
@@ -302,10 +308,8 @@ def _name_rows(model: onnx.ModelProto, callee: Callee) -> None:
             if value is None:
                 raise UnsupportedModelError(f"The converter lost {spec.name!r}. Received: {sorted(by_name)}.")
             _rename(graph, value.name, spec.name)
-            value.name = spec.name
-            value.type.tensor_type.shape.dim[0].dim_param = ROWS
-            for dim, size in zip(list(value.type.tensor_type.shape.dim)[1:], spec.shape[1:], strict=True):
-                dim.dim_value = size
+            element_type = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(spec.name, element_type, [ROWS, *spec.shape[1:]]))
     del graph.value_info[:]  # its dimension names are the converter's; shape inference finds the shapes again
 
 

@@ -37,7 +37,7 @@ from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import FORMAT_VERSION, Manifest, row_facts
 from bln_serve.repository import check_name, next_version
 from bln_serve.runtime import OnnxSession
-from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule, strongest
+from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule
 from bln_serve.verification import Tolerance, VerificationReport
 
 DEFAULT_OPSET = marking.CONVERTER_OPSET
@@ -120,8 +120,8 @@ def export(
         name: of the model; by default the file's stem or the model's name.
         version: positive; by default the one after the latest.
         statistics: the policy of every BLN layer, as `StatisticsPolicy.parse` reads it; by default each layer's flags.
-        mini_batch_rows: rows of a mini-batch where a request names none; by default the layers' common m, and needed
-            where they differ and rows are coupled, and where something else than BLN couples them.
+        mini_batch_rows: rows of a mini-batch where a request names none; by default what makes every layer's m, and
+            needed where rows are coupled and there is no such number.
         opset: of the ONNX model's standard operators, 18 or higher.
         tolerance: how far an answer may be from Keras's; a wider one than the default needs `force`.
         labels: what the entries of the output's last dimension mean.
@@ -138,7 +138,7 @@ def export(
         ArtifactExistsError: the version is there already, and `force` is False.
     """
     tolerance = tolerance or Tolerance()
-    _check_arguments(opset, tolerance, force)
+    _check_arguments(opset, tolerance, mini_batch_rows, force)
     if Path(out).suffix == ".onnx":
         raise UsageError(f"Expected a model repository's folder. Received: {out}. export_onnx writes a single file.")
     if version is not None and version < 1:
@@ -197,7 +197,7 @@ def export_onnx(
         ArtifactExistsError: the file is there already, and `force` is False.
     """
     tolerance, path = tolerance or Tolerance(), Path(path)
-    _check_arguments(opset, tolerance, force)
+    _check_arguments(opset, tolerance, mini_batch_rows, force)
     name = check_name(_name(model_or_path) if name is None else name)
     if path.exists() and not force:
         raise ArtifactExistsError(f"Expected no file at {path}. Received: one. Replace it with --force.")
@@ -216,7 +216,9 @@ def _name(model_or_path: Any) -> str:
     return Path(model_or_path).stem if isinstance(model_or_path, str | Path) else str(model_or_path.name)
 
 
-def _check_arguments(opset: int, tolerance: Tolerance, force: bool) -> None:
+def _check_arguments(opset: int, tolerance: Tolerance, mini_batch_rows: int | None, force: bool) -> None:
+    if mini_batch_rows is not None and mini_batch_rows < 1:
+        raise UsageError(f"Expected --mini-batch-rows 1 or more. Received: {mini_batch_rows}")
     highest = onnx.defs.onnx_opset_version()
     if not marking.CONVERTER_OPSET <= opset <= highest:
         raise UsageError(f"Expected an opset from {marking.CONVERTER_OPSET} to {highest}. Received: {opset}")
@@ -238,7 +240,6 @@ def _make(
     order = replace(order, source_sha256=sha256(path) if path else None)
     callee = _described(model, order)
     frozen = freezing.freeze(model, order.statistics)
-    _require_rows(tuple(item.statistics for item in frozen), order.mini_batch_rows)
     with freezing.applied(model, frozen):
         if order.with_saved_model:
             order.on_stage("writing the SavedModel")
@@ -292,19 +293,6 @@ def _with_index_ranges(callee: saved_model.Callee, converted: Conversion) -> sav
     return replace(callee, signature=replace(callee.signature, inputs=inputs))
 
 
-def _require_rows(layers: Sequence[LayerStatistics], requested: int | None) -> None:
-    """Refuse early what the layers alone rule out."""
-    if requested is not None and requested < 1:
-        raise UsageError(f"Expected --mini-batch-rows 1 or more. Received: {requested}")
-    sizes = sorted({layer.m for layer in layers})
-    coupling, reason = strongest(layers)
-    if requested is None and len(sizes) > 1 and coupling is not RowCoupling.INDEPENDENT:
-        raise UsageError(
-            f"Expected --mini-batch-rows, since the layers were trained with different batch sizes ({sizes}) and "
-            f"rows are coupled ({reason})."
-        )
-
-
 def _rows(converted: Conversion, requested: int | None) -> _Rows:
     """Find the artifact's rows of a mini-batch: as requested, else what makes every layer's m.
 
@@ -316,9 +304,11 @@ def _rows(converted: Conversion, requested: int | None) -> _Rows:
     default = requested if requested is not None else next(iter(sizes)) if len(sizes) == 1 else None
     rule = mini_batch_rule(converted.layers, default or 1, proved)
     if rule and default is None:
+        trained = sorted({layer.m for layer in converted.layers})
+        found = f"the layers were trained with different batch sizes ({trained})" if trained else "no layer has an m"
         raise UsageError(
             f"Expected --mini-batch-rows, the rows that a mini-batch has where a request names none: rows are coupled "
-            f"({proved[1]}), and no batch size is common to the model's layers."
+            f"({proved[1]}), and {found}."
         )
     if rule and default and not rule.allows(default, default):
         limits = f"from {rule.min_rows} to {rule.max_rows or 'any number'}"

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from bln_serve.errors import UnsupportedModelError
-from bln_serve.export.saved_model import Callee
+from bln_serve.export.saved_model import Callee, require_rows
 from bln_serve.signature import Arrays, TensorSpec, rows_of
 from bln_serve.statistics import MiniBatchRule
 from bln_serve.verification import Tolerance, compare
@@ -176,20 +177,19 @@ def _moved(before: Arrays, after: Arrays) -> float:
 @contextmanager
 def _weights_moved(model: Any) -> Iterator[None]:
     """Move every float32 weight by one unit in its last place, up or down, inside the `with` block."""
-    _move_weights(model, back=False)
+    _turn_last_bits(model)
     try:
         yield
     finally:
-        _move_weights(model, back=True)
+        _turn_last_bits(model)
 
 
-def _move_weights(model: Any, *, back: bool) -> None:
-    # The next number up and then down is the number itself, so that a table of gigabytes needs no copy to come back to.
-    generator = np.random.default_rng(SEED)
+def _turn_last_bits(model: Any) -> None:
+    # Twice is not at all, also for -0.0 and infinity, so that a table of gigabytes needs no copy to come back to.
     for weight in model.weights:
-        if str(weight.dtype) == "float32" and weight.shape:
-            up = generator.integers(0, 2, weight.shape, bool) ^ back
-            weight.assign(np.nextafter(weight.numpy(), np.where(up, np.float32(np.inf), np.float32(-np.inf))))
+        if str(weight.dtype) == "float32":
+            values = np.asarray(weight.numpy())
+            weight.assign((values.view(np.uint32) ^ np.isfinite(values)).view(np.float32))
 
 
 def keras_answers(callee: Callee, requests: Sequence[Arrays], size: int) -> list[Arrays]:
@@ -199,13 +199,24 @@ def keras_answers(callee: Callee, requests: Sequence[Arrays], size: int) -> list
         callee: the model.
         requests: all with the same number of rows.
         size: rows of a mini-batch.
+
+    Raises:
+        UnsupportedModelError: Keras refuses a request, or answers with other rows than the inputs'.
     """
     rows = rows_of(requests[0])
     if len(requests) > 1 and rows % size:
         return [answer for request in requests for answer in keras_answers(callee, [request], size)]
     # Whole mini-batches one after the other are what they are alone, and a call of predict takes its time.
     packed = callee.pack([np.concatenate([request[name] for request in requests]) for name in requests[0]])
-    outputs = callee.by_name(callee.model.predict(packed, batch_size=size, verbose=0))
+    try:
+        outputs = callee.by_name(callee.model.predict(packed, batch_size=size, verbose=0))
+    except tf.errors.OpError as error:
+        raise UnsupportedModelError(
+            f"Expected Keras to answer a request with values that its inputs may have. Received: {error.message} "
+            "Where columns of one input index tables of different lengths, give each an Input of its own."
+        ) from error
+    for name, output in outputs.items():
+        require_rows(name, len(output), rows * len(requests))
     return [
         {name: np.asarray(output)[start : start + rows] for name, output in outputs.items()}
         for start in range(0, rows * len(requests), rows)

@@ -122,12 +122,28 @@ def describe(model: Any) -> Callee:
     return Callee(model, ModelSignature(inputs, outputs))
 
 
+def require_rows(output: str, received: int | None, rows: int) -> None:
+    """Make sure that an output has as many rows as the inputs, where that is known.
+
+    Raises:
+        UnsupportedModelError: it has not.
+    """
+    if received not in (None, rows):
+        raise UnsupportedModelError(
+            f"Expected output {output!r} to have a row for each row of the inputs. Received: {received} for {rows} "
+            "rows. Take what is not a row's own answer out of the model, or give every row its copy."
+        )
+
+
 def write(callee: Callee, folder: Path) -> None:
     """Write the SavedModel with the signatures `serving_default`, `serve`, which is the same, and `serve_mini_batches`.
 
     `serve_mini_batches` takes one tensor more, `mini_batches`, int64 without a dimension: the rows are so many
     mini-batches of equal size, and each gets the answer that `serve` gives it alone. A number that does not divide the
     rows is an InvalidArgumentError.
+
+    Raises:
+        UnsupportedModelError: TensorFlow cannot save the model.
     """
     module = tf.Module()
     # The functions read them, and only what the module holds is saved. Keras's own archive traces the model four times.
@@ -140,7 +156,13 @@ def write(callee: Callee, folder: Path) -> None:
         "serve": module.serve,
         SERVE_MINI_BATCHES: module.serve_mini_batches,
     }
-    tf.saved_model.save(module, str(folder), signatures=signatures)
+    try:
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"Expected a model that TensorFlow can save. Received: {error} A layer must hold each variable, table and "
+            "seed generator that it uses as its own attribute."
+        ) from error
 
 
 def _function(call: Callable[..., dict[str, Any]], specs: Sequence[Any]) -> Any:
