@@ -18,7 +18,7 @@ serve: $(VENV)  ## the same, and leave the service running
 test: test-export test-serve  ## every test but those that need minutes or an engine of their own
 
 test-export: $(VENV)  ## the lane with TensorFlow
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 test-serve: $(SERVE_VENV)  ## the lane without it: the serving install alone
 	.venv-serve/bin/python -m pytest --without-tensorflow
