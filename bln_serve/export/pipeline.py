@@ -1,6 +1,6 @@
 """The whole way from a Keras model to a verified artifact on disk.
 
-    load -> freeze -> SavedModel -> convert -> verify -> samples, manifest -> config.pbtxt -> rename
+    load -> freeze -> convert -> SavedModel -> verify -> samples, manifest -> config.pbtxt -> rename
 
 Nothing is seen at its place before everything is written and verified; on any error nothing is left behind.
 """
@@ -241,14 +241,14 @@ def _make(
     callee = _described(model, order)
     frozen = freezing.freeze(model, order.statistics)
     with freezing.applied(model, frozen):
-        if order.with_saved_model:
-            order.on_stage("writing the SavedModel")
-            saved_model.write(callee, folder)
         order.on_stage("converting to ONNX")
         converted = conversion.convert(callee, frozen, order.opset)
         rows = _rows(converted, order.mini_batch_rows)
         made = _Made(_with_index_ranges(callee, converted), frozen, converted, rows)
         _write_onnx(made, folder / ONNX_MODEL, order.name)
+        if order.with_saved_model:
+            order.on_stage("writing the SavedModel")
+            saved_model.write(callee, folder)
         order.on_stage("verifying")
         found = _verify(made, folder, order)
     write_samples(folder, found.samples)
@@ -307,8 +307,8 @@ def _rows(converted: Conversion, requested: int | None) -> _Rows:
         trained = sorted({layer.m for layer in converted.layers})
         found = f"the layers were trained with different batch sizes ({trained})" if trained else "no layer has an m"
         raise UsageError(
-            f"Expected --mini-batch-rows, the rows that a mini-batch has where a request names none: rows are coupled "
-            f"({proved[1]}), and {found}."
+            f"Expected --mini-batch-rows, the rows that a mini-batch has where a request names none. Received: none, "
+            f"where rows are coupled ({proved[1]}), and {found}."
         )
     if rule and default and not rule.allows(default, default):
         limits = f"from {rule.min_rows} to {rule.max_rows or 'any number'}"

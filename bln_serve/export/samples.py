@@ -136,16 +136,22 @@ def choose(callee: Callee, sizes: Sequence[int], tolerance: Tolerance) -> Batche
     """
     if not any(_is_spread(spec) for spec in callee.signature.inputs):
         return Batches(SPREADS, *_sensitivities(callee, SPREADS[:1], sizes))
-    found: list[tuple[Spread, float]] = []
-    undecided = list(SPREADS)
-    for step in range(_WIDENINGS + 1):
-        measured = list(zip(undecided, _sensitivities(callee, undecided, sizes), strict=True))
-        decided = [moved <= tolerance.rtol / _MARGIN or step == _WIDENINGS for _, moved in measured]
-        found += [each for each, done in zip(measured, decided, strict=True) if done]
-        undecided = [spread.wider() for (spread, _), done in zip(measured, decided, strict=True) if not done]
+    tried: list[list[tuple[Spread, float]]] = [[] for _ in SPREADS]
+    undecided = dict(enumerate(SPREADS))
+    for _ in range(_WIDENINGS + 1):
+        moved = _sensitivities(callee, list(undecided.values()), sizes)
+        for (batch, spread), sensitivity in zip(undecided.items(), moved, strict=True):
+            tried[batch].append((spread, sensitivity))
+        undecided = {
+            batch: spread.wider()
+            for batch, spread in undecided.items()
+            if tried[batch][-1][1] > tolerance.rtol / _MARGIN
+        }
         if not undecided:
             break
-    return Batches(tuple(spread for spread, _ in found), max(moved for _, moved in found))
+    # Where none is well below, the widest of the best: where activations saturate, the widest of all is the worst.
+    best = [min(reversed(each), key=lambda one: one[1]) for each in tried]
+    return Batches(tuple(spread for spread, _ in best), max(sensitivity for _, sensitivity in best))
 
 
 def _is_spread(spec: TensorSpec) -> bool:

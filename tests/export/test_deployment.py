@@ -32,9 +32,9 @@ from support.versions import (
     truths,
 )
 
-from bln_serve.export.staging import put_in_place, staging
 from bln_serve.errors import ArtifactError
 from bln_serve.export import deployment, saved_model
+from bln_serve.export.staging import put_in_place, staging
 from bln_serve.manifest import Manifest, read_manifest
 from bln_serve.repository import versions_in
 from bln_serve.signature import TensorSpec

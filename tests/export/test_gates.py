@@ -1,28 +1,40 @@
 """The gate of bln-verify: alter every stored tensor of model.onnx in turn, and see whether replaying notices.
 
-Hashes are made right each time, so that nothing but the answers can tell.
+Hashes are made right each time, so that nothing but the answers can tell. The artifacts are golden ones, and ones that
+are exported now.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from support import models
 from support.artifacts import NAMES, copy_of, rehash
 
 from bln_serve.artifact import ONNX_MODEL, Artifact
 from bln_serve.errors import RunError
-from bln_serve.export.parity import draw
-from bln_serve.manifest import Manifest
+from bln_serve.export import export
+from bln_serve.export.samples import Spread, draw
+from bln_serve.manifest import MINI_BATCHES, Manifest
 from bln_serve.runtime import Model, replay
 from bln_serve.signature import Arrays
 from bln_serve.verification import VerificationReport, compare_all
 
-# Mean and deviation of the fresh inputs of each seed: as the samples' and, for the digits, as bright as an image.
-SPREADS = {11: (0.0, 1.0), 12: (0.5, 2.0), 13: (8.0, 6.0)}
+ROOT = Path(__file__).parents[2]
+
+# Of the fresh inputs of each seed: as the samples' and, for the digits, as bright as an image.
+SPREADS = {11: Spread(0.0, 1.0), 12: Spread(0.5, 2.0), 13: Spread(8.0, 6.0)}
+
+# What is exported now: recurrent operators and the input `mini_batches`, live statistics and slots.
+FRESH: dict[str, Callable[[], Any]] = {
+    "digits_rnn": lambda: ROOT / "models" / "digits_rnn.keras",
+    "tiny_pppp": lambda: models.tiny("PPPP", 5, "tiny_pppp"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def fresh_requests(manifest: Manifest) -> Iterator[tuple[Arrays, tuple[int, ...]
     m, rule = manifest.mini_batch_rows or 1, manifest.rule
     for seed, spread in SPREADS.items():
         for rows in (manifest.min_mini_batch_rows, m - 1, m, 2 * m):
-            inputs = draw(manifest.signature.inputs, rows, np.random.default_rng([seed, rows]), *spread)
+            inputs = draw(manifest.signature.inputs, rows, np.random.default_rng([seed, rows]), spread)
             yield inputs, rule.cut(rows) if rule else None
 
 
@@ -116,53 +128,82 @@ def hidden(intact: Artifact, suspect: Artifact) -> float:
     )
 
 
-@pytest.fixture(scope="module")
-def alterations(golden_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Alteration]]:
-    """Alter every tensor of every golden artifact in turn."""
-    found: dict[str, list[Alteration]] = {}
-    for name in NAMES:
-        intact = Artifact.open(golden_artifacts / name / "1")
-        folder = copy_of(intact.path, tmp_path_factory.mktemp(name) / "1")
-        model = intact.onnx_path.read_bytes()
-        found[name] = []
-        for index in range(len(list(tensors(onnx.load_from_string(model).graph)))):
-            content, label, values = altered(model, index)
-            (folder / ONNX_MODEL).write_bytes(content)
-            rehash(folder)
-            suspect = Artifact.open(folder)
-            seen = noticed(suspect)
-            unseen = hidden(intact, suspect) if seen <= 1 else 0.0
-            found[name].append(Alteration(label, values.dtype.kind == "f", values.size, seen, unseen))
+def alter_each(intact: Artifact, folder: Path) -> list[Alteration]:
+    """Alter every tensor of an artifact in turn, in a copy of its folder."""
+    copy_of(intact.path, folder)
+    model = intact.onnx_path.read_bytes()
+    found = []
+    for index in range(len(list(tensors(onnx.load_from_string(model).graph)))):
+        content, label, values = altered(model, index)
+        (folder / ONNX_MODEL).write_bytes(content)
+        rehash(folder)
+        suspect = Artifact.open(folder)
+        seen = noticed(suspect)
+        unseen = hidden(intact, suspect) if seen <= 1 else 0.0
+        found.append(Alteration(label, values.dtype.kind == "f", values.size, seen, unseen))
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(scope="module")
+def golden(golden_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Alteration]]:
+    """What became of every tensor of every golden artifact."""
+    return {
+        name: alter_each(Artifact.open(golden_artifacts / name / "1"), tmp_path_factory.mktemp(name) / "1")
+        for name in NAMES
+    }
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Alteration]]:
+    """What became of every tensor of what is exported now."""
+    return {
+        name: alter_each(export(make(), tmp_path_factory.mktemp("models")), tmp_path_factory.mktemp(name) / "1")
+        for name, make in FRESH.items()
+    }
+
+
+EVERY = [("golden", name) for name in NAMES] + [("fresh", name) for name in FRESH]
+
+
+@pytest.fixture(params=EVERY, ids="-".join)
+def alterations(request: pytest.FixtureRequest) -> list[Alteration]:
+    """What became of every tensor of one artifact."""
+    fixture, name = request.param
+    return request.getfixturevalue(fixture)[name]
+
+
 def test_every_tensor_altered_by_one_percent_is_caught_or_proved_irrelevant(
-    alterations: dict[str, list[Alteration]], name: str, record_property: Callable[[str, object], None]
+    alterations: list[Alteration], record_property: Callable[[str, object], None]
 ) -> None:
-    found = alterations[name]
-    irrelevant = [item.label for item in found if item.irrelevant]
+    irrelevant = [item.label for item in alterations if item.irrelevant]
     record_property("irrelevant", irrelevant)
-    print(f"{name}: {sum(item.caught for item in found)} of {len(found)} caught; irrelevant: {irrelevant}")
-    missed = [item for item in found if not (item.caught or item.irrelevant)]
+    print(f"{sum(item.caught for item in alterations)} of {len(alterations)} caught; irrelevant: {irrelevant}")
+    missed = [item for item in alterations if not (item.caught or item.irrelevant)]
     assert missed == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_table_of_floats_is_caught(alterations: dict[str, list[Alteration]], name: str) -> None:
-    tables = [item for item in alterations[name] if item.is_float and item.size > 1]
+def test_every_table_of_floats_is_caught(alterations: list[Alteration]) -> None:
+    tables = [item for item in alterations if item.is_float and item.size > 1]
     assert len(tables) >= 7
     assert [item for item in tables if not item.caught] == []
 
 
-def test_most_tensors_are_caught_and_those_inside_loops_were_altered_too(
-    alterations: dict[str, list[Alteration]],
-) -> None:
-    every = [item for found in alterations.values() for item in found]
+@pytest.mark.parametrize("made", ["golden", "fresh"])
+def test_most_tensors_are_caught(made: str, request: pytest.FixtureRequest) -> None:
+    every = [item for found in request.getfixturevalue(made).values() for item in found]
     floats = [item for item in every if item.is_float]
     assert sum(item.caught for item in floats) >= 0.8 * len(floats)
     assert sum(item.caught for item in every) >= 0.8 * len(every)
-    assert any("/while/" in item.label for item in alterations["digits_rnn"])
+
+
+def test_tensors_inside_loops_were_altered_too(golden: dict[str, list[Alteration]]) -> None:
+    assert any("/while/" in item.label for item in golden["digits_rnn"])
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_another_number_of_mini_batches_is_caught(fresh: dict[str, list[Alteration]], name: str) -> None:
+    (count,) = (item for item in fresh[name] if item.label == MINI_BATCHES)
+    assert count.caught
 
 
 def test_fresh_requests_would_show_an_alteration_that_matters(golden_artifacts: Path, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from support.server import DEADLINE_S, ROOT
 from support.versions import INDEPENDENT, MINI_BATCH, killed_between_the_renames, manifest, publish, truths
 
 from bln_serve.artifact import Artifact
-from bln_serve.export.staging import put_in_place, staging
 from bln_serve.cli.export import main
 from bln_serve.errors import ArtifactError, ArtifactExistsError
 from bln_serve.export import deployment, export, pipeline
+from bln_serve.export.staging import put_in_place, staging
 from bln_serve.repository import versions_in
 
 

@@ -1,7 +1,9 @@
 """The export as a caller sees it: what is written, what is refused, and that nothing half-made is left."""
 
 import json
+import re
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from bln_serve.errors import (
     UnusableStatisticsError,
     UsageError,
 )
-from bln_serve.export import deployment, export, pipeline
+from bln_serve.export import coupling, decomposition, deployment, export
 from bln_serve.layers import BatchLayerNormalization, bln_layers
 from bln_serve.statistics import RowCoupling
 from bln_serve.verification import Tolerance
@@ -188,21 +190,39 @@ def test_every_slot_is_verified_also_where_mini_batches_are_smaller_than_m(tmp_p
     assert "ONNX = Keras, 5 rows" in names
 
 
-@pytest.mark.parametrize("mix", [keras.ops.cumsum, lambda x, axis: x + keras.ops.mean(x, axis=axis, keepdims=True)])
-@pytest.mark.parametrize("mini_batch_rows", [None, 1])
-def test_rows_that_depend_on_others_are_not_exported_as_positional(tmp_path: Path, mix, mini_batch_rows) -> None:
+@pytest.mark.parametrize("policy", ["PPPP", "PPMM"])
+@pytest.mark.parametrize(
+    ("mix", "reason"),
+    [
+        (keras.ops.cumsum, "CumSum .* accumulates along the row axis"),
+        (lambda x, axis: x + keras.ops.mean(x, axis=axis, keepdims=True), "ReduceMean .* reduces the row axis"),
+    ],
+)
+def test_rows_that_something_else_mixes_are_exported_as_mini_batches(tmp_path: Path, policy: str, mix, reason) -> None:
     x = keras.Input((6,), name="x")
-    model = with_random_statistics(keras.Model(x, mix(bln(5, "PPPP")(x), axis=0), name="mixing"))
-    with pytest.raises(ParityError, match="FAIL .*: row . = among other rows"):
-        export(model, tmp_path, mini_batch_rows=mini_batch_rows)
+    model = with_random_statistics(keras.Model(x, mix(bln(5, policy)(x), axis=0), name="mixing"))
+    manifest = export(model, tmp_path).manifest
+    assert manifest.row_coupling is RowCoupling.MINI_BATCH
+    assert re.fullmatch(reason, manifest.row_coupling_reason), manifest.row_coupling_reason
+    assert (manifest.mini_batch_rows, manifest.several_mini_batches) == (5, False)
 
 
-def test_rows_that_depend_on_others_are_not_exported_as_independent(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("policy", "claimed", "failed"),
+    [
+        ("PPPP", RowCoupling.POSITIONAL, "FAIL .*: rows of 5 = among other rows"),
+        ("PPMM", RowCoupling.INDEPENDENT, "FAIL .*: 5 rows together = each alone"),
+    ],
+)
+def test_a_proof_that_claims_too_little_does_not_get_past_the_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, claimed: RowCoupling, failed: str
+) -> None:
+    whole = coupling.analyse
+    monkeypatch.setattr(coupling, "analyse", lambda model: replace(whole(model), row_coupling=claimed))
     x = keras.Input((6,), name="x")
-    y = bln(5, "PPMM")(x)
-    model = with_random_statistics(keras.Model(x, y + keras.ops.mean(y, axis=0, keepdims=True), name="mixing"))
-    with pytest.raises(ParityError, match="FAIL .*: 5 rows together = each alone"):
-        export(model, tmp_path)
+    model = keras.Model(x, keras.ops.cumsum(bln(5, policy)(x), axis=0), name="mixing")
+    with pytest.raises(ParityError, match=failed):
+        export(with_random_statistics(model), tmp_path)
 
 
 def test_a_model_that_answers_nan_is_told_so(tmp_path: Path) -> None:
@@ -245,19 +265,20 @@ def test_a_wider_tolerance_needs_force_and_shows(tmp_path: Path) -> None:
 
 
 def test_an_export_that_differs_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "decompose", _doubled)
+    monkeypatch.setattr(decomposition, "decompose", _with_beta_doubled(decomposition.decompose))
     with pytest.raises(ParityError, match="does not answer as Keras does(.|\n)*FAIL ONNX = Keras"):
         export(model_under("PPMM"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def _doubled(marked: onnx.ModelProto) -> onnx.ModelProto:
-    for item in marked.graph.initializer:
-        if item.name.endswith("/beta"):
-            item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item) * 2, item.name))
-    from bln_serve.export.decomposition import decompose
+def _with_beta_doubled(decompose: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
+    def wrong(marked: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+        for item in marked.graph.initializer:
+            if item.name.endswith("/beta"):
+                item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item) * 2, item.name))
+        return decompose(marked, **options)
 
-    return decompose(marked)
+    return wrong
 
 
 def test_statistics_that_were_never_estimated_are_named(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bln_serve.artifact import write_atomically
-from bln_serve.export.staging import put_in_place, staging
 from bln_serve.export import deployment
+from bln_serve.export.staging import put_in_place, staging
 from bln_serve.manifest import Manifest, read_manifest, row_facts
 from bln_serve.repository import versions_in
 from bln_serve.signature import ModelSignature, TensorSpec
