@@ -11,11 +11,13 @@ The stages, in order, each importing earlier ones only:
                 freezing           the policy of each BLN layer, and whether its stored statistics are usable
     marking     calls, marks       a model run layer by layer, and a layer's call as one operation of the graph
                 recurrent_layers   recurrent layers as custom ops; recurrent_cells packs their weights
-                marking            every BLN layer as one custom op, traced and converted to ONNX
+                marking            every BLN layer as one custom op
+                tf_to_onnx         what was traced, in ONNX; tf_operators helps the converter
     lowering    recurrent          -> LSTM, GRU, RNN
                 layout             Transposes out of the way
-                decomposition      Batch Layer Normalization -> standard operators
+                decomposition      Batch Layer Normalization -> standard operators; layer_node reads the custom op
                 embedding          -> Gather, and the tables come in
+                standard           nothing but the standard's operators is left
                 conversion         all of it in order, and what is proved on the way
     verifying   samples            the requests, drawn so that rounding does not hide what is looked for
                 probe              what coupling of the rows shows in the answers

@@ -20,6 +20,8 @@ from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, attributes_of
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.graphs import copy_of
 from bln_serve.export.saved_model import Callee
+from bln_serve.export.standard import require_standard
+from bln_serve.export.tf_to_onnx import CONVERTER_OPSET
 from bln_serve.manifest import MINI_BATCHES
 from bln_serve.runtime import OnnxSession
 from bln_serve.statistics import LayerStatistics, RowCoupling
@@ -48,14 +50,14 @@ class Conversion:
     notes: tuple[str, ...]
 
 
-def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) -> Conversion:
+def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int = CONVERTER_OPSET) -> Conversion:
     """Convert a model whose layers have their export policies applied.
 
     Raises:
         UnsupportedModelError: it cannot be converted, or a layer's rows are not proved to be the request's.
         UsageError: no installed ONNX Runtime loads a model of this opset.
     """
-    marked = marking.to_marked_onnx(callee, frozen, marking.CONVERTER_OPSET)
+    marked = marking.to_marked_onnx(callee, frozen)
     before = coupling.analyse(marked.model)
     layers = tuple(_layer(item, marked.rows_per_row.get(item.name, 1)) for item in frozen)
     _require_own_rows(marked.model, before, layers)
@@ -64,7 +66,7 @@ def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) -> Conver
     alone = coupling.analyse(_with_independent_layers(marked.model)).row_coupling is RowCoupling.INDEPENDENT
     model = decomposition.decompose(model, several_mini_batches=alone)
     embedding.lower(model)
-    decomposition.require_standard(model)
+    require_standard(model)
     embedding.inject(model, marked.tables)
     model = _at_opset(model, opset)
     after = coupling.analyse(model)
@@ -117,7 +119,7 @@ def _with_independent_layers(marked: onnx.ModelProto) -> onnx.ModelProto:
 
 def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
-        if opset > marking.CONVERTER_OPSET:
+        if opset > CONVERTER_OPSET:
             model = onnx.version_converter.convert_version(model, opset)
             OnnxSession(model.SerializeToString(), threads=1)
         onnx.checker.check_model(model, full_check=True)

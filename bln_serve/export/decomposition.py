@@ -31,25 +31,19 @@ of it never meets it.
                                 two look-ups, a multiplication and an addition
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bln_serve.errors import UnsupportedModelError
 from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, TABLES, attributes_of, is_op
-from bln_serve.export.graphs import Emitter, all_nodes, copy_of, drop_unused, replace_nodes, tables_of, values_used
+from bln_serve.export.graphs import Emitter, copy_of, drop_unused, replace_nodes, tables_of, values_used
+from bln_serve.export.layer_node import Layer, Table
 from bln_serve.manifest import MINI_BATCHES
-from bln_serve.statistics import Source, StatisticsPolicy
-
-Table = NDArray[np.float64]
-
-# Computed in float32, as the layer does.
-_HALF = ("float16", "bfloat16")
+from bln_serve.statistics import Source
 
 
 def decompose(marked: onnx.ModelProto, *, several_mini_batches: bool = True) -> onnx.ModelProto:
@@ -72,7 +66,7 @@ def decompose(marked: onnx.ModelProto, *, several_mini_batches: bool = True) -> 
             lowered.append(node)
             continue
         values = [numpy_helper.to_array(tables[name]) for name in node.input[1:]]
-        layer = _Layer(attributes_of(node), dict(zip(TABLES, values, strict=True)), several_mini_batches)
+        layer = Layer(attributes_of(node), dict(zip(TABLES, values, strict=True)), several_mini_batches)
         emit = Emitter(f"{layer.name}_{index}", layer.dtype)
         _lower(emit, layer, slots, node.input[0], node.output[0])
         lowered += emit.nodes
@@ -83,136 +77,6 @@ def decompose(marked: onnx.ModelProto, *, several_mini_batches: bool = True) -> 
     if MINI_BATCHES in values_used(graph):
         _add_mini_batches(graph)
     return model
-
-
-def require_standard(model: onnx.ModelProto) -> None:
-    """Drop the operator sets that no node needs any more, and make sure that no custom node is left.
-
-    Raises:
-        UnsupportedModelError: an operator is none of the ONNX standard's: ours, or one that the converter left as
-            TensorFlow has it.
-    """
-    foreign = [node for node in all_nodes(model.graph) if not _is_standard(node)]
-    if foreign:
-        received = ", ".join(sorted({_described(node) for node in foreign}))
-        raise UnsupportedModelError(
-            f"Expected standard ONNX operators only. Received: {received}. Let the layers that make them compute the "
-            "same in other operations, or do that part before or behind the model."
-        )
-    standard = [item for item in model.opset_import if item.domain in ("", "ai.onnx")]
-    del model.opset_import[:]
-    model.opset_import.extend(standard)
-
-
-def _is_standard(node: onnx.NodeProto) -> bool:
-    return node.domain in ("", "ai.onnx") and bool(onnx.defs.has(node.op_type))
-
-
-def _described(node: onnx.NodeProto) -> str:
-    op_type = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    return f"{op_type} ({node.name})" if node.name else op_type
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One BLN call, and where in x its axes lie.
-
-    Attributes:
-        attributes: the node's.
-        tables: the node's, shapes as the layer has them.
-        may_split: whether x may be seen as several mini-batches.
-    """
-
-    attributes: Mapping[str, Any]
-    tables: Mapping[str, Table]
-    may_split: bool
-
-    @property
-    def name(self) -> str:
-        return str(self.attributes["layer"])
-
-    @property
-    def policy(self) -> StatisticsPolicy:
-        return StatisticsPolicy.from_code(self.attributes["policy"])
-
-    @property
-    def epsilon(self) -> float:
-        return float(self.attributes["epsilon"])
-
-    @property
-    def half(self) -> bool:
-        return self.attributes["dtype"] in _HALF
-
-    @property
-    def dtype(self) -> int:
-        """The element type that the statistics are computed in."""
-        return int(onnx.TensorProto.DOUBLE if self.attributes["dtype"] == "float64" else onnx.TensorProto.FLOAT)
-
-    @property
-    def m(self) -> int:
-        return int(self.attributes["m"])
-
-    def scale(self, branch: str) -> Table:
-        """Return s_b or s_f, shape (d,)."""
-        gamma = self.tables["gamma"]
-        return np.asarray(gamma * float(self.attributes[f"w_{branch[0]}"]) / np.sqrt(gamma.size))
-
-    @property
-    def rank(self) -> int:
-        return self.tables["batch_mean"].ndim
-
-    @property
-    def axes(self) -> Sequence[int]:
-        return tuple(self.attributes.get("axes", range(self.rank)))
-
-    @property
-    def rows_per_row(self) -> int:
-        """How many rows of the layer one row of a request makes."""
-        return int(self.attributes.get("rows_per_row", 1))
-
-    @property
-    def split(self) -> bool:
-        """Whether x is seen as several mini-batches."""
-        return self.may_split and bool(self.policy.live_over_rows)
-
-    @property
-    def row_axis(self) -> int:
-        """Where the rows of one mini-batch lie."""
-        return self.axes[0] + self.split
-
-    @property
-    def feature_axis(self) -> int:
-        return self.axes[-1] + (self.split and self.axes[-1] > self.axes[0])
-
-    @property
-    def is_layer_normalization(self) -> bool:
-        """Whether the feature branch is LayerNormalization."""
-        live = not self.policy.stored_by_slot
-        return live and self.axes[-1] == self.rank - 1 and self.dtype == onnx.TensorProto.FLOAT
-
-    @property
-    def bias(self) -> Table | None:
-        """What LayerNormalization may add: beta, unless a table of the batch branch is to be added anyway."""
-        return self.tables["beta"] if self.is_layer_normalization and self.policy.live_over_rows else None
-
-    @property
-    def offset(self) -> Table:
-        """What is to be added beside the branches."""
-        return self.tables["beta"] * (self.bias is None)
-
-    def lengths(self) -> list[int]:
-        """Return the lengths of x's axes, -1 for the rows."""
-        shape = (-1, *self.tables["batch_mean"].shape[1:])
-        return [shape[self.axes.index(axis)] for axis in range(self.rank)]
-
-    def arrange(self, values: Table) -> Table:
-        """Move a table's axes to where x has them, without the leading axes of length 1, which broadcasting adds."""
-        full = values.reshape((1,) * (self.rank - values.ndim) + values.shape)
-        moved = full.transpose([self.axes.index(axis) for axis in range(self.rank)])
-        if self.split:
-            moved = np.expand_dims(moved, self.axes[0])
-        leading = next((axis for axis, length in enumerate(moved.shape) if length != 1), moved.ndim)
-        return moved.reshape(moved.shape[leading:])
 
 
 class _Slots:
@@ -228,7 +92,7 @@ class _Slots:
         self._rows, self._several = rows, several
         self._made: dict[int, str] = {}
 
-    def of(self, layer: _Layer) -> str:
+    def of(self, layer: Layer) -> str:
         """Return the slots of a layer's rows."""
         if layer.rows_per_row not in self._made:
             self._made[layer.rows_per_row] = self._make(layer.rows_per_row)
@@ -244,7 +108,7 @@ class _Slots:
         return emit("Reshape", emit("Tile", slots, MINI_BATCHES), rows) if self._several else slots
 
 
-def _lower(emit: Emitter, layer: _Layer, slots: _Slots, x: str, y: str) -> None:
+def _lower(emit: Emitter, layer: Layer, slots: _Slots, x: str, y: str) -> None:
     x = emit("Cast", x, to=layer.dtype) if layer.half else x
     x = _split(emit, layer, x) if layer.split else x
     total = _normalized(_Scope(emit, layer, slots, x))
@@ -255,7 +119,7 @@ def _lower(emit: Emitter, layer: _Layer, slots: _Slots, x: str, y: str) -> None:
     emit.nodes[-1].output[0] = y
 
 
-def _split(emit: Emitter, layer: _Layer, x: str) -> str:
+def _split(emit: Emitter, layer: Layer, x: str) -> str:
     """See x of shape (..., r, ...) as (..., K, r / K, ...)."""
     lengths, at = layer.lengths(), layer.axes[0]
     parts = [emit.integers(*lengths[:at])] if at else []
@@ -275,7 +139,7 @@ class _Scope:
     """
 
     emit: Emitter
-    layer: _Layer
+    layer: Layer
     slots: _Slots
     x: str
 
@@ -327,7 +191,7 @@ class _Branch:
     var: Table | None
 
     @classmethod
-    def of(cls, kind: str, layer: _Layer) -> "_Branch":
+    def of(cls, kind: str, layer: Layer) -> "_Branch":
         sources = layer.policy.sources
         stored = {
             part: layer.tables[f"{kind}_{part}"] if sources[f"{kind}_{part}"] is Source.POPULATION else None

@@ -13,10 +13,11 @@ import onnx
 from onnx import helper
 
 from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, attributes_of, is_op
-from bln_serve.export.decomposition import decompose, require_standard
+from bln_serve.export.decomposition import decompose
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.graphs import tables_of
 from bln_serve.export.samples import SEED
+from bln_serve.export.standard import require_standard
 from bln_serve.runtime import OnnxSession
 from bln_serve.verification import Check, Tolerance, compare
 

@@ -1,4 +1,4 @@
-"""Tracing with each BLN call as one recognisable custom op, and converting that trace to ONNX.
+"""Tracing with each BLN call as one recognisable custom op.
 
 A BLN call becomes one node
 
@@ -16,8 +16,6 @@ gigabytes over the tables of the others:
 No runtime executes such a model: `recurrent`, `embedding` and `decomposition` lower it.
 """
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,24 +26,18 @@ import keras
 import numpy as np
 import onnx
 import tensorflow as tf
-import tf2onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bln_serve.errors import UnsupportedModelError
-from bln_serve.export import calls, recurrent_layers, tf_operators
+from bln_serve.export import calls, recurrent_layers, tf_to_onnx
 from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, DOMAIN, EMBEDDING, TABLES
 from bln_serve.export.freezing import FrozenLayer
-from bln_serve.export.marks import Call, Mark, Recorder, call_index, table
+from bln_serve.export.marks import Call, Mark, Recorder, table
 from bln_serve.export.saved_model import Callee, require_rows
 from bln_serve.layers import BatchLayerNormalization
 from bln_serve.layers.batch_layer_normalization import marked_calls
 
-ROWS = "rows"
-"""The name of the batch dimension in the ONNX model."""
-
-# The highest that the converter knows; onnx.version_converter takes the result further.
-CONVERTER_OPSET = 18
 _PROBE_ROWS = 7  # a number that no layer has by chance
 
 
@@ -143,13 +135,12 @@ class _Marking:
         return y
 
 
-def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) -> MarkedModel:
+def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer]) -> MarkedModel:
     """Trace a model and convert it to ONNX with one custom node a marked call.
 
     Args:
         callee: the model, whose layers have their export policies applied.
         frozen: its BLN layers with their policies.
-        opset: of the standard operators, at most `CONVERTER_OPSET`.
 
     Returns:
         The marked model. Inputs and outputs are named as in the signature, the batch dimension `rows`.
@@ -163,9 +154,8 @@ def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer], opset: int) ->
     function = _traced(callee, marking)
     with marking.active():
         function.get_concrete_function()
-    model = _convert(function, callee, opset)
+    model = tf_to_onnx.convert(function, callee)
     tables = _fill_in(model, marking.recorder.calls)
-    _name_rows(model, callee)
     return MarkedModel(model, tables, marking.notes(callee.model), rows_per_row)
 
 
@@ -200,61 +190,6 @@ def _traced(callee: Callee, marking: _Marking, rows: int | None = None) -> Any:
         return callee.by_name(calls.run(callee.model, callee.pack(tensors), marking.stand_in))
 
     return tf.function(run, input_signature=callee.tensor_specs(rows), autograph=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the converter, which logs tracebacks of what it then raises, and NumPy's deprecations inside it."""
-    logger = logging.getLogger("tf2onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _convert(function: Any, callee: Callee, opset: int) -> onnx.ModelProto:
-    model: onnx.ModelProto
-    try:
-        with _quiet():
-            model, _ = tf2onnx.convert.from_function(
-                function,
-                input_signature=callee.tensor_specs(),
-                opset=opset,
-                custom_op_handlers={**tf_operators.HANDLERS, "PyFuncStateless": (_to_custom_node, [])},
-                extra_opset=[helper.make_opsetid(DOMAIN, 1)],
-            )
-    except Exception as error:  # the converter raises whatever its handlers meet
-        raise UnsupportedModelError(f"tf2onnx cannot convert the model: {error}") from error
-    _put_constants_in(model, function.get_concrete_function())
-    return model
-
-
-def _put_constants_in(model: onnx.ModelProto, traced: Any) -> None:
-    """Make initializers of the tensors that the model's own code made before, which the converter takes for inputs.
-
-    Keras's Normalization holds such ones.
-    """
-    constants = {inner.name: outer for outer, inner in traced.graph.captures if outer.dtype != tf.resource}
-    taken = [value for value in model.graph.input if value.name in constants]
-    for value in taken:
-        model.graph.initializer.append(numpy_helper.from_array(constants[value.name].numpy(), value.name))
-        model.graph.input.remove(value)
-
-
-def _to_custom_node(context: Any, node: Any, _name: str, _arguments: Any) -> None:
-    call = call_index(node.get_attr_str("token"))
-    outputs = [(context.get_shape(output), context.get_dtype(output)) for output in node.output]
-    for name in list(node.attr):
-        del node.attr[name]
-    node.type, node.domain = "Marked", DOMAIN
-    node.set_attr("call", call)
-    for output, (shape, dtype) in zip(node.output, outputs, strict=True):
-        context.set_shape(output, shape)
-        context.set_dtype(output, dtype)
 
 
 def marked_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -296,31 +231,3 @@ def _fill_in(model: onnx.ModelProto, recorded: Sequence[Call]) -> Mapping[str, N
 
 def _lost(recorded: Sequence[Call], found: Sequence[int]) -> str:
     return ", ".join(sorted({repr(call.mark.layer) for index, call in enumerate(recorded) if index not in found}))
-
-
-def _name_rows(model: onnx.ModelProto, callee: Callee) -> None:
-    """Name inputs and outputs as the signature does, and their first dimension `rows`."""
-    graph = model.graph
-    for values, specs in ((graph.input, callee.signature.inputs), (graph.output, callee.signature.outputs)):
-        by_name = {value.name.split(":")[0]: value for value in values}
-        for spec in specs:
-            value = by_name.get(spec.name)
-            if value is None:
-                raise UnsupportedModelError(f"The converter lost {spec.name!r}. Received: {sorted(by_name)}.")
-            _rename(graph, value.name, spec.name)
-            element_type = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(spec.name, element_type, [ROWS, *spec.shape[1:]]))
-    del graph.value_info[:]  # its dimension names are the converter's; shape inference finds the shapes again
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    if old == new:
-        return
-    for node in graph.node:
-        for values in (node.input, node.output):
-            for index, value in enumerate(values):
-                if value == old:
-                    values[index] = new
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _rename(attribute.g, old, new)

@@ -26,13 +26,13 @@ from bln_serve.export import (
     freezing,
     layer_parity,
     loading,
-    marking,
     parity,
     saved_model,
     typical_ranges,
 )
 from bln_serve.export.conversion import Conversion
 from bln_serve.export.staging import exists, put_in_place, staging
+from bln_serve.export.tf_to_onnx import CONVERTER_OPSET
 from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import FORMAT_VERSION, Manifest, row_facts
 from bln_serve.repository import check_name, next_version
@@ -40,7 +40,7 @@ from bln_serve.runtime import OnnxSession
 from bln_serve.statistics import LayerStatistics, MiniBatchRule, RowCoupling, mini_batch_rule
 from bln_serve.verification import Tolerance, VerificationReport
 
-DEFAULT_OPSET = marking.CONVERTER_OPSET
+DEFAULT_OPSET = CONVERTER_OPSET
 _TOOLS = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
 OnStage = Callable[[str], None]
@@ -220,8 +220,8 @@ def _check_arguments(opset: int, tolerance: Tolerance, mini_batch_rows: int | No
     if mini_batch_rows is not None and mini_batch_rows < 1:
         raise UsageError(f"Expected --mini-batch-rows 1 or more. Received: {mini_batch_rows}")
     highest = onnx.defs.onnx_opset_version()
-    if not marking.CONVERTER_OPSET <= opset <= highest:
-        raise UsageError(f"Expected an opset from {marking.CONVERTER_OPSET} to {highest}. Received: {opset}")
+    if not CONVERTER_OPSET <= opset <= highest:
+        raise UsageError(f"Expected an opset from {CONVERTER_OPSET} to {highest}. Received: {opset}")
     if tolerance.wider_than(Tolerance()) and not force:
         raise UsageError(
             f"Expected a tolerance of at most rtol {Tolerance().rtol:g} and atol {Tolerance().atol:g}. "

@@ -111,7 +111,7 @@ def describe(model: Any) -> Callee:
     for spec in inputs:
         if not _INPUT_NAME.fullmatch(spec.name) or spec.name == MINI_BATCHES:
             raise UnsupportedModelError(
-                f"Expected an input name of letters, digits, '_', '.', '-' and '>', beginning with a letter, a digit or "
+                "Expected an input name of letters, digits, '_', '.', '-' and '>', beginning with a letter, a digit or "
                 f"'.', other than {MINI_BATCHES!r}. Received: {spec.name!r}. Rename the model's Input."
             )
     for kind, specs in (("inputs", inputs), ("outputs", outputs)):

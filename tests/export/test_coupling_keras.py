@@ -36,7 +36,7 @@ def converted(model: keras.Model) -> onnx.ModelProto:
 
 def marked(model: keras.Model) -> onnx.ModelProto:
     frozen = freezing.freeze(with_random_statistics(model), None)
-    return marking.to_marked_onnx(saved_model.describe(model), frozen, marking.CONVERTER_OPSET).model
+    return marking.to_marked_onnx(saved_model.describe(model), frozen).model
 
 
 def recurrent() -> keras.Model:

@@ -12,7 +12,8 @@ from support.laws import law
 from support.marked import RTOL, SHAPES, MarkedLayer, inputs_of, model, off_by, run
 
 from bln_serve.errors import RunError, UnsupportedModelError
-from bln_serve.export.decomposition import decompose, require_standard
+from bln_serve.export.decomposition import decompose
+from bln_serve.export.standard import require_standard
 from bln_serve.manifest import MINI_BATCHES
 from bln_serve.runtime import OnnxSession
 from bln_serve.statistics import ALL_POLICIES, StatisticsPolicy

@@ -20,11 +20,11 @@ IDS = np.random.default_rng(0).integers(0, 11, (4, 5))
 
 
 def mark(model: keras.Model) -> MarkedModel:
-    return marking.to_marked_onnx(saved_model.describe(model), freezing.freeze(model, None), marking.CONVERTER_OPSET)
+    return marking.to_marked_onnx(saved_model.describe(model), freezing.freeze(model, None))
 
 
 def convert(model: keras.Model) -> Conversion:
-    return conversion.convert(saved_model.describe(model), freezing.freeze(model, None), marking.CONVERTER_OPSET)
+    return conversion.convert(saved_model.describe(model), freezing.freeze(model, None))
 
 
 def looked_up(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -14,7 +14,7 @@ from bln_serve.artifact import Artifact
 from bln_serve.cli import export as export_command
 from bln_serve.cli import verify as verify_command
 from bln_serve.errors import ParityError, UnsupportedModelError, UsageError
-from bln_serve.export import conversion, decomposition, export, graphs, marking, saved_model
+from bln_serve.export import conversion, decomposition, export, graphs, layer_node, marking, saved_model, tf_to_onnx
 from bln_serve.export.pipeline import export_onnx
 from bln_serve.manifest import MINI_BATCHES
 from bln_serve.statistics import LayerStatistics, RowCoupling
@@ -27,15 +27,15 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def change_epsilon(change: Callable[[float], float]) -> Patch:
     """Corrupt what is added to every variance."""
-    whole = decomposition._Layer.epsilon
-    return lambda patch: patch.setattr(decomposition._Layer, "epsilon", property(lambda self: change(whole.fget(self))))
+    whole = layer_node.Layer.epsilon
+    return lambda patch: patch.setattr(layer_node.Layer, "epsilon", property(lambda self: change(whole.fget(self))))
 
 
 def change_scale(change: Callable[[Callable[[str], np.ndarray], str], np.ndarray]) -> Patch:
     """Corrupt how much a branch weighs."""
-    whole = decomposition._Layer.scale
+    whole = layer_node.Layer.scale
     return lambda patch: patch.setattr(
-        decomposition._Layer, "scale", lambda self, branch: change(lambda kind: whole(self, kind), branch)
+        layer_node.Layer, "scale", lambda self, branch: change(lambda kind: whole(self, kind), branch)
     )
 
 
@@ -78,7 +78,7 @@ def drop_beta(patch: pytest.MonkeyPatch) -> None:
 
 
 def add_beta_twice(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decomposition._Layer, "offset", property(lambda self: self.tables["beta"]))
+    patch.setattr(layer_node.Layer, "offset", property(lambda self: self.tables["beta"]))
 
 
 def drop_the_bias(emitter: graphs.Emitter, op_type: str, inputs: tuple[str, ...]) -> tuple[str, ...]:
@@ -264,7 +264,7 @@ def test_what_a_layer_declares_cannot_weaken_what_is_proved(tmp_path: Path, monk
 
 
 def test_a_layer_lost_on_the_way_to_onnx_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = marking._convert
+    whole = tf_to_onnx.convert
 
     def convert_and_lose_one(*arguments: Any) -> Any:
         model = whole(*arguments)
@@ -273,7 +273,7 @@ def test_a_layer_lost_on_the_way_to_onnx_is_noticed(tmp_path: Path, monkeypatch:
         del lost.attribute[:]
         return model
 
-    monkeypatch.setattr(marking, "_convert", convert_and_lose_one)
+    monkeypatch.setattr(tf_to_onnx, "convert", convert_and_lose_one)
     message = "Expected 2 marked nodes in the main graph, one a call of a Batch Layer Normalization, .* Received: 1."
     with pytest.raises(UnsupportedModelError, match=message):
         export(two_layers(), tmp_path)
@@ -281,7 +281,7 @@ def test_a_layer_lost_on_the_way_to_onnx_is_noticed(tmp_path: Path, monkeypatch:
 
 
 def test_a_layer_that_stands_twice_for_one_call_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = marking._convert
+    whole = tf_to_onnx.convert
 
     def convert_and_confuse(*arguments: Any) -> Any:
         model = whole(*arguments)
@@ -289,7 +289,7 @@ def test_a_layer_that_stands_twice_for_one_call_is_noticed(tmp_path: Path, monke
         second.attribute[0].CopyFrom(first.attribute[0])
         return model
 
-    monkeypatch.setattr(marking, "_convert", convert_and_confuse)
+    monkeypatch.setattr(tf_to_onnx, "convert", convert_and_confuse)
     with pytest.raises(UnsupportedModelError, match="Expected 2 marked .* Received: 2"):
         export(two_layers(), tmp_path)
 

@@ -10,7 +10,7 @@ import pytest
 from support.marked import SHAPES, MarkedLayer
 from support.models import bln, one_layer, with_random_statistics
 
-from bln_serve.export import conversion, decomposition, freezing, layer_parity, parity, saved_model
+from bln_serve.export import conversion, freezing, layer_node, layer_parity, parity, saved_model
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.graphs import Emitter
 from bln_serve.layers import BatchLayerNormalization
@@ -53,7 +53,7 @@ def test_every_layer_agrees_with_keras(policy: str, rank: int, m: int) -> None:
 
 def other_epsilon(change: Callable[[float], float]) -> Fault:
     return lambda patch: patch.setattr(
-        decomposition._Layer, "epsilon", property(lambda self: change(float(self.attributes["epsilon"])))
+        layer_node.Layer, "epsilon", property(lambda self: change(float(self.attributes["epsilon"])))
     )
 
 

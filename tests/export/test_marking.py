@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from support.models import bln, with_random_statistics
 
 from bln_serve.errors import UnsupportedModelError
-from bln_serve.export import freezing, marking, saved_model
+from bln_serve.export import freezing, marking, saved_model, tf_to_onnx
 from bln_serve.export.custom_ops import (
     BATCH_LAYER_NORMALIZATION,
     DOMAIN,
@@ -29,7 +29,7 @@ from bln_serve.statistics import StatisticsPolicy
 
 def mark(model: keras.Model) -> MarkedModel:
     frozen = freezing.freeze(with_random_statistics(model), None)
-    return marking.to_marked_onnx(saved_model.describe(model), frozen, marking.CONVERTER_OPSET)
+    return marking.to_marked_onnx(saved_model.describe(model), frozen)
 
 
 def facts_of(marked: MarkedModel) -> dict[str, Mapping[str, Any]]:
@@ -207,14 +207,14 @@ def confuse(model: onnx.ModelProto) -> None:
 def test_a_node_that_is_lost_or_stands_for_two_calls_is_noticed(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[onnx.ModelProto], None], received: int
 ) -> None:
-    convert = marking._convert
+    convert = tf_to_onnx.convert
 
     def convert_badly(*arguments):
         model = convert(*arguments)
         fault(model)
         return model
 
-    monkeypatch.setattr(marking, "_convert", convert_badly)
+    monkeypatch.setattr(tf_to_onnx, "convert", convert_badly)
     message = f"Expected 2 marked nodes in the main graph, one a call of a Batch Layer .* Received: {received}"
     with pytest.raises(UnsupportedModelError, match=message):
         mark(functional())

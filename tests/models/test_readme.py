@@ -32,7 +32,8 @@ def commands(block: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def normal(line: str) -> str:
-    return re.sub(r"(# ?)+", "#", NUMBER.sub("#", line)).strip()
+    # Where two answers differ most, and whether they do at all, is the machine's business.
+    return re.sub(r"(# ?)+", "#", NUMBER.sub("#", re.sub(r", most at \[[0-9, ]+\]", "", line))).strip()
 
 
 def assert_shown(shown: list[str], printed: list[str]) -> None:

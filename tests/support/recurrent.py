@@ -117,4 +117,4 @@ def with_random_weights(model: Any, seed: int = 0, scale: float = 1.0) -> Any:
 def exported(model: Any) -> tuple[Any, Any]:
     """Return a model's signature and its marked form."""
     callee = saved_model.describe(model)
-    return callee, marking.to_marked_onnx(callee, freezing.freeze(model, None), marking.CONVERTER_OPSET)
+    return callee, marking.to_marked_onnx(callee, freezing.freeze(model, None))
