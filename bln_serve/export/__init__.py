@@ -23,9 +23,11 @@ The stages, in order, each importing earlier ones only:
                 probe              what coupling of the rows shows in the answers
                 parity             Keras against SavedModel against ONNX
                 layer_parity       each BLN layer by itself
-    writing     staging            a version on its way to its place
+    writing     request_rows       how a request's rows are coupled and cut
+                making             all of it in order, in one folder
+                staging            a version on its way to its place
                 deployment         config.pbtxt for Triton
-                pipeline           all of it, written atomically
+                pipeline           what a caller orders, put in its place
     beside      inspection         what a model file says of its BLN layers, before any of it
 
 What reads an ONNX graph alone needs no TensorFlow, and importing it imports none:

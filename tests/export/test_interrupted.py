@@ -24,7 +24,7 @@ from support.versions import INDEPENDENT, MINI_BATCH, killed_between_the_renames
 from bln_serve.artifact import Artifact
 from bln_serve.cli.export import main
 from bln_serve.errors import ArtifactError, ArtifactExistsError
-from bln_serve.export import deployment, export, pipeline
+from bln_serve.export import deployment, export, making
 from bln_serve.export.staging import put_in_place, staging
 from bln_serve.repository import versions_in
 
@@ -335,7 +335,7 @@ def test_a_disk_that_is_full_for_us_is_one_sentence(
     model_file: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
-    monkeypatch.setattr(pipeline, "write_samples", no_space)
+    monkeypatch.setattr(making, "write_samples", no_space)
     assert main([str(model_file), "-o", str(repository), "--version", "1", "--force", "--statistics", "PPMM"]) == 1
     assert "Expected room on the disk for" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
