@@ -63,7 +63,8 @@ def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int = CONVERTE
     _require_own_rows(marked.model, before, layers)
     model = layout.sink_transposes(recurrent.lower(marked.model))
     # A run can hold several mini-batches where BLN layers alone couple rows: they know how to keep them apart.
-    alone = coupling.analyse(_with_independent_layers(marked.model)).row_coupling is RowCoupling.INDEPENDENT
+    foreign = coupling.analyse(_with_independent_layers(marked.model))
+    alone = foreign.row_coupling is RowCoupling.INDEPENDENT
     model = decomposition.decompose(model, several_mini_batches=alone)
     embedding.lower(model)
     require_standard(model)
@@ -77,7 +78,7 @@ def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int = CONVERTE
         coupling=max(before, after, key=lambda each: each.row_coupling.strength),
         index_ranges=index_ranges.index_ranges(model),
         several_mini_batches=any(value.name == MINI_BATCHES for value in model.graph.input),
-        notes=marked.notes,
+        notes=(*marked.notes, *(() if alone else (f"one run holds one mini-batch: {foreign.reason}",))),
     )
 
 

@@ -69,9 +69,11 @@ def assert_as_keras(found: dict[str, np.ndarray], answers: dict[str, np.ndarray]
 
 def test_show_names_the_signatures_their_dtypes_and_a_free_number_of_rows(artifact: Artifact) -> None:
     found = described(saved_model_cli("show", "--all", "--dir", artifact.path))
-    assert set(found) - {"__saved_model_init_op"} == set(SIGNATURES)
+    assert set(found) - {"__saved_model_init_op"} == {*SIGNATURES, "serve_mini_batches"}
     for signature in SIGNATURES:
         assert found[signature] == {"input": INPUTS, "output": OUTPUTS}
+    several = {**INPUTS, "mini_batches": ("DT_INT64", "()")}
+    assert found["serve_mini_batches"] == {"input": several, "output": OUTPUTS}
 
 
 def test_run_answers_as_keras_does(artifact: Artifact, answers: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_the_version_folder_is_loaded_as_it_is(
     artifact: Artifact, answers: dict[str, np.ndarray], signature: str, rows: int
 ) -> None:
     served = tf.saved_model.load(str(artifact.path))
-    assert set(served.signatures) == set(SIGNATURES)
+    assert set(served.signatures) == {*SIGNATURES, "serve_mini_batches"}
     found = served.signatures[signature](**{name: tf.constant(array[:rows]) for name, array in X.items()})
     assert_as_keras(
         {name: value.numpy() for name, value in found.items()}, {name: array[:rows] for name, array in answers.items()}
