@@ -218,7 +218,7 @@ def keras_answers(callee: Callee, requests: Sequence[Arrays], size: int) -> list
         outputs = callee.by_name(callee.model.predict(packed, batch_size=size, verbose=0))
     except tf.errors.OpError as error:
         raise UnsupportedModelError(
-            f"Expected Keras to answer a request with values that its inputs may have. Received: {error.message} "
+            f"Expected Keras to answer a request with values that its inputs may have. Received: {_reason(error)}. "
             "Where columns of one input index tables of different lengths, give each an Input of its own."
         ) from error
     for name, output in outputs.items():
@@ -227,6 +227,12 @@ def keras_answers(callee: Callee, requests: Sequence[Arrays], size: int) -> list
         {name: np.asarray(output)[start : start + rows] for name, output in outputs.items()}
         for start in range(0, rows * len(requests), rows)
     ]
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Return what TensorFlow says was wrong, without where in its own files."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip() and "{{node" not in line]
+    return str(lines[-1])
 
 
 def require_finite(answers: Sequence[Arrays]) -> None:

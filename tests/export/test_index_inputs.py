@@ -11,7 +11,7 @@ from support import models
 
 import bln_serve
 from bln_serve.cli.verify import main as verify
-from bln_serve.errors import InvalidInputError
+from bln_serve.errors import InvalidInputError, UnsupportedModelError
 from bln_serve.export import conversion, export, freezing, saved_model
 
 
@@ -84,3 +84,14 @@ def test_each_input_has_its_own_range_under_every_row_coupling() -> None:
     for policy in ("PPMM", "PPPP", "MMMM"):
         found = convert(models.two_inputs(policy)).index_ranges
         assert found == {"tokens": (0, 19)}  # and none for the number of mini-batches
+
+
+def test_columns_that_index_tables_of_different_lengths_need_inputs_of_their_own(tmp_path: Path) -> None:
+    ids = keras.Input((2,), dtype="int32", name="ids")
+    looked_up = [layers.Embedding(length, 4)(ids[:, column]) for column, length in enumerate((10, 100))]
+    model = keras.Model(ids, models.bln(4, "PPMM", "bln")(layers.Add()(looked_up)), name="columns")
+    with pytest.raises(
+        UnsupportedModelError, match=r"Received: indices.* is not in \[0, 10\)\. Where .*give each an Input of its own"
+    ) as caught:
+        export(models.with_random_statistics(model), tmp_path)
+    assert "Expected Keras to answer a request with values that its inputs may have." in str(caught.value)
