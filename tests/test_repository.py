@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.artifacts import NAMES, TOGETHER
 
 from bln_serve.errors import ModelNotFoundError, UsageError
 from bln_serve.manifest import FILE_NAME
@@ -36,7 +37,7 @@ def test_a_repository_holds_every_model_sorted_by_number(place: Callable[[str, s
 
 def test_golden_repository_is_found(golden_artifacts: Path) -> None:
     names = [item.name for item in find(golden_artifacts)]
-    assert names == ["digits_cnn", "digits_rnn", "tiny_mpmm", "tiny_pppp", "tiny_two_inputs"]
+    assert names == sorted([*NAMES, *TOGETHER])
 
 
 def test_a_models_folder_is_found_under_the_name_in_its_manifests(place: Callable[[str, str], Path]) -> None:

@@ -118,7 +118,8 @@ def _shortened(path: Sequence[str]) -> Sequence[str]:
 
 def _report(state: "ModelState") -> str:
     lines = [line for layer in state.layers for line in _layer_lines(layer)]
-    return "\n".join([*lines, f"row coupling: {state.row_coupling} ({state.row_coupling_reason})"])
+    said = f"row coupling by BLN layers: {state.row_coupling} ({state.row_coupling_reason})"
+    return "\n".join([*lines, f"{said}; of the whole model it is proved at export"])
 
 
 def _layer_lines(state: "LayerState") -> list[str]:

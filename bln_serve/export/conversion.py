@@ -9,10 +9,12 @@ embedding       Embedding            -> Gather, and the tables come in
 coupling        what couples the rows of the model that ships
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 from bln_serve.errors import RunError, UnsupportedModelError, UsageError
 from bln_serve.export import coupling, decomposition, embedding, index_ranges, layout, marking, recurrent
@@ -59,7 +61,8 @@ def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int = CONVERTE
     """
     marked = marking.to_marked_onnx(callee, frozen)
     before = coupling.analyse(marked.model)
-    layers = tuple(_layer(item, marked.rows_per_row.get(item.name, 1)) for item in frozen)
+    layers = tuple(_layer(item, marked.rows_per_row[item.name]) for item in frozen if item.name in marked.rows_per_row)
+    unused = [item.name for item in frozen if item.name not in marked.rows_per_row]
     _require_own_rows(marked.model, before, layers)
     model = layout.sink_transposes(recurrent.lower(marked.model))
     # A run can hold several mini-batches where BLN layers alone couple rows: they know how to keep them apart.
@@ -68,6 +71,7 @@ def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int = CONVERTE
     model = decomposition.decompose(model, several_mini_batches=alone)
     embedding.lower(model)
     require_standard(model)
+    _require_fits(model, marked.tables)
     embedding.inject(model, marked.tables)
     model = _at_opset(model, opset)
     after = coupling.analyse(model)
@@ -78,8 +82,15 @@ def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int = CONVERTE
         coupling=max(before, after, key=lambda each: each.row_coupling.strength),
         index_ranges=index_ranges.index_ranges(model),
         several_mini_batches=any(value.name == MINI_BATCHES for value in model.graph.input),
-        notes=(*marked.notes, *(() if alone else (f"one run holds one mini-batch: {foreign.reason}",))),
+        notes=(*marked.notes, *_notes(unused, foreign)),
     )
+
+
+def _notes(unused: Sequence[str], foreign: coupling.GraphCoupling) -> Iterator[str]:
+    for name in unused:
+        yield f"{name} is not called at inference, and is not exported"
+    if foreign.row_coupling is not RowCoupling.INDEPENDENT:
+        yield f"one run holds one mini-batch: {foreign.reason}"
 
 
 def _layer(item: FrozenLayer, rows_per_row: int) -> LayerStatistics:
@@ -108,6 +119,19 @@ def _require_own_rows(
                 f"Expected layer {layer.name!r} to have slots for one row of a request. Received: {layer.m} slots, and "
                 f"{layer.rows_per_row} entries for each row. Take a policy without slots: --statistics PPMM."
             )
+
+
+def _require_fits(model: onnx.ModelProto, tables: Mapping[str, NDArray[Any]]) -> None:
+    """Make sure that the model is one file: protobuf, which ONNX is written in, ends at 2 GB."""
+    sizes = {item.name: item.ByteSize() for item in model.graph.initializer}
+    sizes |= {name: table.nbytes for name, table in tables.items()}
+    if sum(sizes.values()) >= onnx.checker.MAXIMUM_PROTOBUF:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise UnsupportedModelError(
+            f"Expected weights of less than 2 GB, the most that an ONNX file holds. Received: "
+            f"{sum(sizes.values()) / 1e9:.1f} GB, {sizes[largest] / 1e9:.1f} of them in {largest!r}. Make the table "
+            "smaller, or look its rows up before the model."
+        )
 
 
 def _with_independent_layers(marked: onnx.ModelProto) -> onnx.ModelProto:

@@ -31,7 +31,7 @@ of it never meets it.
                                 two look-ups, a multiplication and an addition
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def decompose(marked: onnx.ModelProto, *, several_mini_batches: bool = True) -> 
 
 
 class _Slots:
-    """The slots of all rows of a run, (rows,), computed once for all layers that need no more of their mini-batch.
+    """What all layers need of a run's rows, computed once for those that make as many of their own of each.
 
     Args:
         rows: any input of the model; it has the run's rows.
@@ -90,27 +90,46 @@ class _Slots:
     def __init__(self, rows: str, several: bool) -> None:
         self.emit = Emitter("slots")
         self._rows, self._several = rows, several
-        self._made: dict[int, str] = {}
+        self._made: dict[tuple[str, int], str] = {}
 
     def of(self, layer: Layer) -> str:
-        """Return the slots of a layer's rows."""
-        if layer.rows_per_row not in self._made:
-            self._made[layer.rows_per_row] = self._make(layer.rows_per_row)
-        return self._made[layer.rows_per_row]
+        """Return the slots of a layer's rows, (rows,)."""
+        return self._once(self._make, layer.rows_per_row)
+
+    def rows_of_each(self, layer: Layer) -> str:
+        """Return how many rows of a layer a mini-batch has, (1,): whole rows of the request times what each makes."""
+        return self._once(self._each, layer.rows_per_row)
+
+    def _once(self, make: Callable[[int], str], rows_per_row: int) -> str:
+        key = (make.__name__, rows_per_row)
+        if key not in self._made:
+            self._made[key] = make(rows_per_row)
+        return self._made[key]
+
+    def _rows_of_all(self, rows_per_row: int) -> str:
+        if rows_per_row == 1:
+            return self.emit("Shape", self._rows, start=0, end=1)
+        return self.emit("Mul", self._once(self._rows_of_all, 1), self.emit.integers(rows_per_row))
+
+    def _each(self, rows_per_row: int) -> str:
+        if rows_per_row > 1:
+            return self.emit("Mul", self._once(self._each, 1), self.emit.integers(rows_per_row))
+        rows = self._once(self._rows_of_all, 1)
+        return self.emit("Div", rows, MINI_BATCHES) if self._several else rows
 
     def _make(self, rows_per_row: int) -> str:
         emit = self.emit
-        rows = emit("Shape", self._rows, start=0, end=1)
-        rows = emit("Mul", rows, emit.integers(rows_per_row)) if rows_per_row > 1 else rows
-        each = emit("Div", rows, MINI_BATCHES) if self._several else rows
-        slots = emit("Range", emit.integer(0), emit("Squeeze", each), emit.integer(1))
+        each = emit("Squeeze", self._once(self._each, rows_per_row))
+        slots = emit("Range", emit.integer(0), each, emit.integer(1))
+        if not self._several:
+            return slots
         # As many slots as rows, or none: one row and no slot would be broadcast to an answer without rows.
-        return emit("Reshape", emit("Tile", slots, MINI_BATCHES), rows) if self._several else slots
+        return emit("Reshape", emit("Tile", slots, MINI_BATCHES), self._once(self._rows_of_all, rows_per_row))
 
 
 def _lower(emit: Emitter, layer: Layer, slots: _Slots, x: str, y: str) -> None:
     x = emit("Cast", x, to=layer.dtype) if layer.half else x
-    x = _split(emit, layer, x) if layer.split else x
+    x = _split(emit, layer, slots, x) if layer.split else x
     total = _normalized(_Scope(emit, layer, slots, x))
     if layer.split:
         total = emit("Reshape", total, emit.integers(*layer.lengths()))
@@ -119,12 +138,16 @@ def _lower(emit: Emitter, layer: Layer, slots: _Slots, x: str, y: str) -> None:
     emit.nodes[-1].output[0] = y
 
 
-def _split(emit: Emitter, layer: Layer, x: str) -> str:
+def _split(emit: Emitter, layer: Layer, slots: _Slots, x: str) -> str:
     """See x of shape (..., r, ...) as (..., K, r / K, ...)."""
     lengths, at = layer.lengths(), layer.axes[0]
-    parts = [emit.integers(*lengths[:at])] if at else []
+    before = [emit.integers(*lengths[:at])] if at else []
+    behind = [emit.integers(*lengths[at:])]
+    if layer.rows_per_row > 1:
+        # A length of -1 would let a mini-batch end within what one row of the request makes.
+        behind = [slots.rows_of_each(layer), *([emit.integers(*lengths[at + 1 :])] if lengths[at + 1 :] else [])]
     # Else a number of 0 would mean the length that x has there.
-    return emit("Reshape", x, emit("Concat", *parts, MINI_BATCHES, emit.integers(*lengths[at:]), axis=0), allowzero=1)
+    return emit("Reshape", x, emit("Concat", *before, MINI_BATCHES, *behind, axis=0), allowzero=1)
 
 
 @dataclass(frozen=True)

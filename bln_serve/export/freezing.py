@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bln_serve.errors import UnusableStatisticsError, UsageError
+from bln_serve.errors import UnsupportedModelError, UnusableStatisticsError, UsageError
 from bln_serve.layers import BatchLayerNormalization, bln_layers
 from bln_serve.statistics import LayerStatistics, StatisticsPolicy, in_words
 
@@ -42,6 +42,7 @@ def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
 
     Raises:
         UsageError: `statistics` cannot be read, or is given for a model without BLN layers.
+        UnsupportedModelError: a layer is not built.
         UnusableStatisticsError: a layer has no usable estimate of a statistic that its policy stores.
     """
     layers = bln_layers(model)
@@ -49,6 +50,12 @@ def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
         raise UsageError(
             "Expected a model with Batch Layer Normalization layers for --statistics. Received: one without."
         )
+    for layer in layers:
+        if not layer.built:
+            raise UnsupportedModelError(
+                f"Expected every layer to be built. Received: {layer.name!r}, which has no weights yet. Call the model "
+                "on data once, or take the layer out."
+            )
     frozen = tuple(
         FrozenLayer(
             layer, StatisticsPolicy.parse(statistics, layer.policy) if statistics is not None else layer.policy, name

@@ -49,7 +49,8 @@ class ModelState:
 
     Attributes:
         layers: the BLN layers.
-        row_coupling: what an answer would depend on, by the layers' own policies.
+        row_coupling: what the BLN layers make an answer depend on, by their own policies. What else a model does with
+            rows is proved at its export.
         row_coupling_reason: which layer couples the rows, and by which statistic.
     """
 

@@ -56,6 +56,9 @@ def _alone(marked: onnx.ModelProto, node: onnx.NodeProto, shape: Sequence[int]) 
     lone = onnx.NodeProto()
     lone.CopyFrom(node)
     lone.input[0], lone.output[0] = "x", "y"
+    for attribute in lone.attribute:
+        if attribute.name == "rows_per_row":
+            attribute.i = 1  # its rows are the model's own here
     element = helper.np_dtype_to_tensor_dtype(np.dtype(attributes_of(node)["dtype"]))
     x, y = (helper.make_tensor_value_info(name, element, ["rows", *shape]) for name in "xy")
     graph = helper.make_graph([lone], "layer", [x], [y], [tables[name] for name in node.input[1:]])

@@ -24,13 +24,14 @@ from bln_serve.export import (
     loading,
     parity,
     request_rows,
+    samples,
     saved_model,
     typical_ranges,
 )
 from bln_serve.export.conversion import Conversion
 from bln_serve.export.request_rows import RequestRows
 from bln_serve.manifest import FILE_NAME as MANIFEST
-from bln_serve.manifest import Manifest
+from bln_serve.manifest import Manifest, read_manifest
 from bln_serve.runtime import OnnxSession
 from bln_serve.verification import Tolerance, VerificationReport
 
@@ -122,7 +123,7 @@ def make(order: Order, folder: Path) -> Manifest:
         notes=(*converted.notes, *found.notes),
     )
     write_atomically(folder / MANIFEST, manifest.to_json())
-    return manifest
+    return read_manifest(folder)  # what its own reader refuses must not take another version's place
 
 
 def _described(model: Any, order: Order) -> saved_model.Callee:
@@ -157,7 +158,10 @@ def _write_onnx(made: _Made, path: Path, name: str) -> None:
         "outputs": made.callee.signature.outputs,
         "several_mini_batches": made.converted.several_mini_batches,
     }
-    texts = {f"bln.{key}": msgspec.json.encode(value).decode().strip('"') for key, value in facts.items()}
+    texts = {
+        f"bln.{key}": str(value) if isinstance(value, str) else msgspec.json.encode(value).decode()
+        for key, value in facts.items()
+    }
     onnx.helper.set_model_props(model, texts)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -179,11 +183,12 @@ def _verify(made: _Made, folder: Path, order: Order) -> parity.Parity:
 
 
 def _advice(sensitivity: float, tolerance: Tolerance) -> str:
-    if sensitivity > tolerance.rtol / 4:
+    if sensitivity > tolerance.rtol / samples.MARGIN:
         return (
             f"The model's own float32 error is of this size: with each weight moved in its last place, Keras's answers "
             f"move by {sensitivity:.1e} of the largest. Its rows hardly differ where a live statistic divides by their "
-            "deviation: rescale its inputs, or take --tolerance with --force."
+            "deviation, the more so in the smallest mini-batch: rescale what goes into that layer, take a policy that "
+            "stores the variance, or --tolerance with --force."
         )
     return (
         "A model that computes in half precision needs a float32 policy, or --tolerance with --force. Otherwise "

@@ -92,7 +92,12 @@ class _Marking:
     def _batch_layer_normalization(self, layer: BatchLayerNormalization, x: Any) -> Any:
         x = tf.cast(x, layer.compute_dtype)
         w_b, w_f = layer.branch_weights
-        frozen, prefix = self._frozen[layer], self.recorder.prefix(layer)
+        frozen, prefix = self._frozen.get(layer), self.recorder.prefix(layer)
+        if frozen is None:
+            raise UnsupportedModelError(
+                f"Expected every layer to be an attribute of the layer that calls it. Received: {layer.name!r}, which "
+                "Keras does not know of. Make it one, so that it is saved too."
+            )
         values = {"gamma": layer.gamma, "beta": layer.beta, **layer.population}
         mark = Mark(
             BATCH_LAYER_NORMALIZATION,
@@ -165,10 +170,13 @@ def _rows_of_layers(callee: Callee, frozen: Sequence[FrozenLayer]) -> Mapping[st
     with marking.active():
         try:
             traced = _traced(callee, marking, _PROBE_ROWS).get_concrete_function()
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # whatever the model's layers raise
             raise UnsupportedModelError(
                 f"Expected a model that takes any number of rows. Received: {error} for {_PROBE_ROWS} rows. "
-                "A stateful recurrent layer, for one, keeps the batch size that it was built with."
+                "If this is about shapes: a stateful recurrent layer, for one, keeps the batch size that it was built "
+                "with."
             ) from error
     for name, output in traced.structured_outputs.items():
         require_rows(name, output.shape[0], _PROBE_ROWS)

@@ -157,9 +157,15 @@ def _all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     for graph in _all_graphs(model):
         yield from graph.initializer
+        yield from (part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
     for node in _nodes(model):
         for attribute in node.attribute:
             yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+            held = (
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+                *attribute.sparse_tensors,
+            )
+            yield from (part for sparse in held for part in (sparse.values, sparse.indices))
 
 
 def _check(path: Path, tensor: onnx.TensorProto) -> None:

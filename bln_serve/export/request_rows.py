@@ -46,7 +46,11 @@ def choose(converted: Conversion, requested: int | None) -> RequestRows:
     rule = mini_batch_rule(converted.layers, default or 1, proved)
     if rule and default is None:
         trained = sorted({layer.m for layer in converted.layers})
-        found = f"the layers were trained with different batch sizes ({trained})" if trained else "no layer has an m"
+        found = "no layer has an m"
+        if trained:
+            found = f"the layers were trained with different batch sizes ({trained})"
+        if len(trained) == 1:
+            found = f"no whole number of rows makes the {trained[0]} that the layer was trained with"
         raise UsageError(
             f"Expected --mini-batch-rows, the rows that a mini-batch has where a request names none. Received: none, "
             f"where rows are coupled ({proved[1]}), and {found}."

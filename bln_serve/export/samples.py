@@ -25,7 +25,7 @@ from bln_serve.verification import Tolerance, compare
 SEED = 2209_08898
 ROWS_WITHOUT_BLN = 8
 # How often as far as the answers' own sensitivity the engines' answers lie apart at most; 0.9 to 2.3 were measured.
-_MARGIN = 4
+MARGIN = 4
 _WIDENINGS = 4
 
 
@@ -119,7 +119,7 @@ class Batches:
     Attributes:
         spreads: of each.
         sensitivity: how far Keras's answers to them move, relative to the largest, when each weight moves by one unit
-            in its last place; the worst of them.
+            in its last place; the worst of them. Only float32 weights are moved.
     """
 
     spreads: tuple[Spread, ...]
@@ -145,7 +145,7 @@ def choose(callee: Callee, sizes: Sequence[int], tolerance: Tolerance) -> Batche
         undecided = {
             batch: spread.wider()
             for batch, spread in undecided.items()
-            if tried[batch][-1][1] > tolerance.rtol / _MARGIN
+            if tried[batch][-1][1] > tolerance.rtol / MARGIN
         }
         if not undecided:
             break

@@ -1,7 +1,7 @@
 """The model's signature, its call by flat inputs, and the SavedModel as TensorFlow Serving reads it."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,6 @@ class Callee:
         """Return the inputs as TensorFlow describes them, with the number of rows free unless given."""
         return [tf.TensorSpec((rows, *spec.shape[1:]), spec.dtype, name=spec.name) for spec in self.signature.inputs]
 
-    def named(self, tensors: Any) -> Mapping[str, Any]:
-        """Give one value an input its name."""
-        return dict(zip((spec.name for spec in self.signature.inputs), tensors, strict=True))
-
 
 def functional(model: Any) -> Any:
     """Return a model with known inputs: the model itself, or a functional one around a subclassed one.
@@ -107,6 +103,17 @@ def describe(model: Any) -> Callee:
     """
     inputs = tuple(_spec("input", _plain(tensor.name), tensor) for tensor in keras.tree.flatten(model.inputs))
     names = _output_names(model)
+    if len(names) != len(model.outputs):
+        raise UnsupportedModelError(
+            "Expected outputs that are one tensor, a list or a dict of tensors. Received: "
+            f"{len(model.outputs)} tensors under the names {names}. Give each a name of its own: "
+            "keras.Model(inputs, {name: tensor, ...})."
+        )
+    if passed := {id(tensor) for tensor in model.outputs} & {id(tensor) for tensor in model.inputs}:
+        raise UnsupportedModelError(
+            f"Expected outputs that the model computes. Received: {len(passed)} of its inputs among them. Leave it "
+            "out, or let a layer pass it on: keras.layers.Identity()(x)."
+        )
     outputs = tuple(_spec("output", name, tensor) for name, tensor in zip(names, model.outputs, strict=True))
     for spec in inputs:
         if not _INPUT_NAME.fullmatch(spec.name) or spec.name == MINI_BATCHES:
@@ -229,7 +236,7 @@ def _plain(name: str) -> str:
 
 def _spec(kind: str, name: str, tensor: Any) -> TensorSpec:
     shape = tuple(tensor.shape)
-    if not shape or None in shape[1:]:
+    if not shape or None in shape[1:] or 0 in shape[1:]:
         raise UnsupportedModelError(
             f"Expected {kind} {name!r} to have rows and known dimensions behind them. Received: shape {shape}. "
             "Give the model an Input with a fixed shape."

@@ -18,6 +18,7 @@ from bln_serve.export.saved_model import Callee
 from bln_serve.layers.population import layers_of
 
 Range = tuple[float, float]
+_WIDEST = 2.0**31  # no NaN, no infinity, and nothing that the integers of an input cannot hold
 
 
 def with_typical_ranges(callee: Callee) -> Callee:
@@ -33,7 +34,8 @@ def _ranges(callee: Callee) -> Iterator[tuple[str, Range]]:
         for layer in layers_of(callee.model, kind):
             found = range_of(layer)
             tensors = (tensor for node in layer._inbound_nodes for tensor in node.input_tensors)
-            yield from ((names[id(tensor)], found) for tensor in tensors if id(tensor) in names and found)
+            if found is not None and max(map(abs, found)) < _WIDEST:
+                yield from ((names[id(tensor)], found) for tensor in tensors if id(tensor) in names)
 
 
 def _of_rescaling(layer: Any) -> Range | None:

@@ -158,6 +158,15 @@ def test_time_folded_into_the_rows(policy: str, count: int) -> None:
     assert off_by(actual, np.concatenate(expected)) <= RTOL
 
 
+@pytest.mark.parametrize(("rows", "count"), [(4, 3), (4, 6), (2, 6), (1, 3)])
+@pytest.mark.parametrize("policy", COUPLED)
+def test_a_mini_batch_never_ends_within_what_one_row_makes(policy: str, rows: int, count: int) -> None:
+    layer = MarkedLayer((5, 4), 12, policy, rows_per_row=3)
+    x = np.random.default_rng(0).normal(size=(rows, 3, 5, 4)).astype(np.float32)
+    with pytest.raises(RunError, match=f"refused a run of {rows} rows"):
+        run(decompose(folded(layer, 3)), x, count)
+
+
 @pytest.mark.parametrize("policy", BY_SLOT)
 def test_time_folded_into_more_rows_than_slots_never_gets_an_answer(policy: str) -> None:
     layer = MarkedLayer((5, 4), 7, policy, rows_per_row=3)

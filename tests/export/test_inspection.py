@@ -49,7 +49,8 @@ def test_each_layer_is_shown_with_what_its_estimates_rest_on(half_trained: Path,
         "  batch variance    live    NOT usable: the stored batch variance was never updated",
         "  feature mean      stored  NOT usable: the stored feature mean was never updated",
         "  feature variance  stored  NOT usable: the stored feature variance was never updated",
-        "row coupling: mini-batch (single: batch mean and batch variance are live)",
+        "row coupling by BLN layers: mini-batch (single: batch mean and batch variance are live); "
+        "of the whole model it is proved at export",
     ]
 
 

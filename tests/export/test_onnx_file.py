@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from bln_serve.cli.inspect import main
 from bln_serve.errors import ModelLoadError
@@ -325,3 +326,39 @@ def test_a_missing_onnx_is_named(monkeypatch: pytest.MonkeyPatch, coupled: Path,
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main([str(coupled)]) == 2
     assert "bln-inspect of an ONNX file needs packages that are not installed" in capsys.readouterr().err
+
+
+MALFORMED = {
+    "casts that feed each other": "a = Cast <to = 7> (b) b = Cast <to = 7> (a) c = Add (x, a) y = Gather (t, c)",
+    "a look-up of one input": "y = Gather (t)",
+    "a choice of two": "i = Where (x, x) y = Gather (t, i)",
+    "a step of nothing": "i = Slice (x, zero, one, zero, zero) y = Gather (t, i)",
+    "an axis that is a word": 'y = Gather <axis = "first"> (t, x)',
+    "a sum of one": "i = Add (x) y = Gather (t, i)",
+    "a part of no part": "i = Split (x) y = Gather (t, i)",
+}
+
+
+@pytest.mark.parametrize("nodes", MALFORMED.values(), ids=MALFORMED)
+def test_a_graph_that_is_not_as_its_operators_want_it_is_described_all_the_same(nodes: str, tmp_path: Path) -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 18]> g (int64[n] x) => (float[n, 2] y) '
+        "<float[5, 2] t = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, int64[1] zero = {0}, int64[1] one = {1}> { " + nodes + " }"
+    )
+    assert main([str(written(tmp_path / "m.onnx", parser.parse_model(text)))]) == 0
+
+
+@pytest.mark.parametrize("part", ["values", "indices"])
+def test_a_sparse_tensor_s_data_stays_in_the_folder_too(part: str, tmp_path: Path, capsys) -> None:
+    model = parser.parse_model(COUPLED)
+    sparse = model.graph.sparse_initializer.add()
+    sparse.dims.append(3)
+    sparse.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "values"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.ones(1, np.int64), "indices"))
+    tensor = getattr(sparse, part)
+    tensor.Clear()
+    tensor.name, tensor.data_type, tensor.data_location = "s", onnx.TensorProto.FLOAT, onnx.TensorProto.EXTERNAL
+    tensor.dims.append(1)
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    assert main([str(written(tmp_path / "m.onnx", model))]) == 1
+    assert "outside the model's folder" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def test_bln_directly_on_integers(tmp_path: Path) -> None:
 
 def test_a_stateful_model_is_refused(tmp_path: Path) -> None:
     x = keras.Input((6, 4), batch_size=5, name="x")
-    with pytest.raises(UnsupportedModelError, match="A stateful recurrent layer, for one"):
+    with pytest.raises(UnsupportedModelError, match="a stateful recurrent layer, for one"):
         export(keras.Model(x, layers.LSTM(3, stateful=True)(x), name="stateful"), tmp_path)
 
 

@@ -15,6 +15,7 @@ from support.kinds import TIME, WIDTH, M, Several, called
 from support.models import bln, tiny, with_random_statistics
 
 from bln_serve.errors import (
+    ArtifactError,
     BlnServeError,
     ModelLoadError,
     ParityError,
@@ -22,7 +23,8 @@ from bln_serve.errors import (
     UnusableStatisticsError,
     UsageError,
 )
-from bln_serve.export import export
+from bln_serve.export import export, request_rows
+from bln_serve.statistics import RowCoupling
 
 
 def refused(model: Any, folder: Path, error: type[BlnServeError], words: str, **options: Any) -> None:
@@ -67,6 +69,98 @@ def test_a_stored_variance_at_m_1(tmp_path: Path) -> None:
     model = model_of(lambda x: normalized(x, "PPMM", 1))
     words = "norm: a batch variance cannot be estimated at m = 1.*--statistics mini-batch"
     refused(model, tmp_path, UnusableStatisticsError, words)
+
+
+# Layers and tensors that cannot be followed
+
+
+class Holder(layers.Layer):
+    """Holds a layer and leaves it out at inference, or never builds it."""
+
+    def __init__(self, policy: str) -> None:
+        super().__init__()
+        self.aside = bln(M, policy, "aside")
+
+    def build(self, shape: Any) -> None:
+        self.aside.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return x
+
+
+class Unbuilt(Holder):
+    def build(self, shape: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("policy", ["MMMM", "PPPP"])
+def test_a_layer_that_is_not_called_at_inference_couples_nothing_and_is_said(policy: str, tmp_path: Path) -> None:
+    manifest = export(model_of(lambda x: Holder(policy)(normalized(x))), tmp_path).manifest
+    assert manifest.row_coupling is RowCoupling.INDEPENDENT
+    assert [layer.name for layer in manifest.layers] == ["norm"]
+    assert manifest.notes == ("aside is not called at inference, and is not exported",)
+
+
+def test_a_layer_without_weights(tmp_path: Path) -> None:
+    x = keras.Input((TIME, WIDTH), name="x")
+    refused(keras.Model(x, Unbuilt("MMMM")(x)), tmp_path, UnsupportedModelError, "'aside', which has no weights yet.")
+
+
+def test_a_layer_that_keras_does_not_know_of(tmp_path: Path) -> None:
+    hidden = bln(M, "MMMM", "hidden")
+    hidden.build((None, TIME, WIDTH))
+    model = model_of(lambda x: layers.Lambda(lambda x: hidden(x))(x))  # noqa: PLW0108 - a function that holds the layer
+    # Keras puts its own words around what is raised inside a layer, and paints them.
+    with pytest.raises(UnsupportedModelError, match="'hidden', which Keras does not know of. Make it one"):
+        export(model, tmp_path)
+
+
+class Raises(layers.Layer):
+    def call(self, x: Any) -> Any:
+        raise TypeError("as a user's layer may")
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+def test_a_layer_that_raises_whatever_it_likes(tmp_path: Path) -> None:
+    refused(model_of(Raises()), tmp_path, UnsupportedModelError, "any number of rows.*as a user's layer may")
+
+
+def test_an_input_among_the_outputs(tmp_path: Path) -> None:
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, [x, layers.Dense(2)(x)])
+    refused(model, tmp_path, UnsupportedModelError, r"1 of its inputs among them.*keras.layers.Identity\(\)\(x\)")
+
+
+def test_outputs_inside_outputs(tmp_path: Path) -> None:
+    x = keras.Input((4,), name="x")
+    outputs = {"a": [layers.Dense(2)(x), layers.Dense(3)(x)], "b": layers.Dense(1)(x)}
+    words = "one tensor, a list or a dict of tensors.*3 tensors.*Give each a name of its own"
+    refused(keras.Model(x, outputs), tmp_path, UnsupportedModelError, words)
+
+
+def test_an_output_of_nothing(tmp_path: Path) -> None:
+    refused(model_of(lambda x: x[:, :0]), tmp_path, UnsupportedModelError, "known dimensions behind them")
+
+
+def test_weights_that_no_onnx_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx.checker.MAXIMUM_PROTOBUF", 1000)
+    model = model_of(layers.Embedding(100, 4), (3,), dtype="int32")
+    words = "less than 2 GB.*of them in 'embedding/embeddings'. Make the table smaller"
+    refused(model, tmp_path, UnsupportedModelError, words)
+
+
+def test_what_the_manifests_own_reader_refuses_takes_no_version_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = export(tiny("PPMM", M, "tiny"), tmp_path)
+    before = (artifact.path / "manifest.json").read_bytes()
+    whole = request_rows.RequestRows.facts
+    monkeypatch.setattr(request_rows.RequestRows, "facts", lambda self: whole(self) | {"min_mini_batch_rows": 7})
+    with pytest.raises(ArtifactError, match="Expected min_mini_batch_rows"):
+        export(tiny("PPMM", M, "tiny"), tmp_path, version=1, force=True)
+    assert (artifact.path / "manifest.json").read_bytes() == before
 
 
 # Shapes
@@ -196,7 +290,7 @@ def test_a_layer_whose_answer_is_not_used(tmp_path: Path) -> None:
 def test_a_stateful_layer(tmp_path: Path) -> None:
     x = keras.Input((TIME, WIDTH), batch_size=M, name="x")
     model = keras.Model(x, layers.LSTM(3, stateful=True)(x), name="stateful")
-    refused(model, tmp_path, UnsupportedModelError, "takes any number of rows.* A stateful recurrent layer")
+    refused(model, tmp_path, UnsupportedModelError, "takes any number of rows.* a stateful recurrent layer")
 
 
 # What the model computes

@@ -215,7 +215,7 @@ def test_where_wider_is_worse_the_best_is_taken(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_its_refusal_says_that_it_is_the_models_own_error(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="The model's own float32 error is of this size: .* rescale its inputs"):
+    with pytest.raises(ParityError, match="The model's own float32 error is of this size: .* rescale what goes into"):
         pipeline.export_onnx(hopeless(keras.Input((6, 4), name="x")), tmp_path / "hopeless.onnx")
     assert list(tmp_path.iterdir()) == []
 

@@ -41,6 +41,8 @@ ONE_INPUT: dict[str, tuple[Callable[[], Any], Range | None]] = {
     "adapted": (adapted, (-7.0, 16.0)),
     "given": (lambda: layers.Normalization(mean=3.0, variance=4.0), (-3.0, 9.0)),
     "inverted": (lambda: layers.Normalization(mean=3.0, variance=4.0, invert=True), None),
+    "wider than integers": (lambda: layers.Rescaling(1e-30), None),
+    "no number": (lambda: layers.Normalization(mean=float("nan"), variance=4.0), None),
     "behind another layer": (lambda: keras.Sequential([layers.ReLU(), layers.Rescaling(1 / 255)]), None),
     "none": (layers.ReLU, None),
 }

@@ -23,5 +23,6 @@ rule covers is not independent.
 
 from bln_serve.export.coupling.analysis import GraphCoupling, analyse, tensors_of
 from bln_serve.export.coupling.states import Tensor
+from bln_serve.export.coupling.walk import MALFORMED
 
-__all__ = ["GraphCoupling", "Tensor", "analyse", "tensors_of"]
+__all__ = ["MALFORMED", "GraphCoupling", "Tensor", "analyse", "tensors_of"]

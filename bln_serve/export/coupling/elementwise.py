@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bln_serve.export.coupling.calls import Answer, NodeCall, Rules, aligned, kept
 from bln_serve.export.coupling.sizes import ONE, Dims
-from bln_serve.export.coupling.states import Dependence, UnprovedError
+from bln_serve.export.coupling.states import UnprovedError
 
 _OF_ONE = [
     "Abs",
@@ -131,11 +131,6 @@ def _dropout(call: NodeCall) -> Sequence[Answer]:
     call.rows_only_in(0)
     answer = kept(call.input(0), call.input(0).sizes)
     return [answer] * len(call.outputs)
-
-
-def random(_call: NodeCall) -> Sequence[Answer]:
-    """Nothing random is a row's own."""
-    return [Answer(dependence=Dependence.OTHER_ROWS, reason="is random", dims=None)]
 
 
 RULES: Rules = {

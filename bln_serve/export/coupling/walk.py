@@ -20,7 +20,7 @@ _MOST_VISITS = 100_000
 
 _SUBGRAPHS = {"If": subgraphs.branch, "Loop": subgraphs.loop, "Scan": subgraphs.scan}
 # What a rule meets in a node whose attributes or inputs are not as its operator wants them.
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 Scope = ChainMap[str, Tensor]
 
@@ -67,7 +67,7 @@ class Walk:
             tensors = self._outputs(node, inputs, scope, trail)
         except UnprovedError as error:
             tensors = [lost(causes.first(inputs, Cause(causes.sentence(node, str(error)), trail)))] * len(node.output)
-        except _MALFORMED as error:
+        except MALFORMED as error:
             said = f"is not as its operator wants it ({type(error).__name__})"
             tensors = [lost(causes.first(inputs, Cause(causes.sentence(node, said), trail)))] * len(node.output)
         if is_op(node, BATCH_LAYER_NORMALIZATION):

@@ -1,7 +1,8 @@
 """Which inputs index a table, and with what values: read off the graph, from each look-up back to the model's inputs.
 
 A look-up Gather(table, indices) or com.bln::Embedding(ids, table) of n entries takes indices from 0 to n - 1. A
-negative one is counted from the end by ONNX and refused by TensorFlow, so none is valid here. On the way back a range
+negative one is counted from the end by ONNX and by Keras's take, and refused by TensorFlow's look-ups: since what one
+runtime answers another refuses, none is valid here. On the way back a range
 low..high passes through what keeps entries as they are, or moves them by constants:
 
     Cast, Reshape, Transpose, Concat, ...              low..high
@@ -14,13 +15,14 @@ Where each reads its own part, as in x[:, 0] and x[:, 1], a whole input can only
 nothing at all if a part of it is not looked up.
 """
 
+from contextlib import suppress
 from math import ceil, floor, inf
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from bln_serve.export.coupling import tensors_of
+from bln_serve.export.coupling import MALFORMED, tensors_of
 from bln_serve.export.index_ranges.limits import NO_LIMITS, Range
 from bln_serve.export.index_ranges.walk import Walk
 
@@ -45,9 +47,10 @@ def index_ranges(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
         if value.name in stored or value.name not in walk.needs:
             continue
         dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
-        limits = walk.needs[value.name].of_all(dims)
-        if limits != NO_LIMITS:
-            found[value.name] = _whole_numbers(limits, value.type.tensor_type.elem_type)
+        with suppress(*MALFORMED):
+            limits = walk.needs[value.name].of_all(dims)
+            if limits != NO_LIMITS:
+                found[value.name] = _whole_numbers(limits, value.type.tensor_type.elem_type)
     return found
 
 

@@ -1,4 +1,4 @@
-"""How the converter writes negative indices: an index below 0 is counted from the end before the look-up.
+"""How Keras's take writes negative indices: an index below 0 is counted from the end before the look-up.
 
 Where(x < 0, x + n, x)        or        x * not(x < 0) + (x + n) * (x < 0)
 """
@@ -49,7 +49,9 @@ class NegativeIndices:
         return node if node is not None and node.op_type == op_type and node.domain in STANDARD else None
 
     def _uncast(self, name: str) -> str:
-        while (maker := self._maker(name, "Cast")) is not None:
+        seen = set()  # of a file from anywhere, where nodes may feed each other
+        while (maker := self._maker(name, "Cast")) is not None and name not in seen:
+            seen.add(name)
             name = maker.input[0]
         return name
 

@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from math import inf
 from typing import Any
 
 import numpy as np
 import onnx
 
-from bln_serve.export.coupling import Tensor
+from bln_serve.export.coupling import MALFORMED, Tensor
 from bln_serve.export.custom_ops import EMBEDDING, attributes_of, is_op
 from bln_serve.export.index_ranges.idioms import STANDARD, NegativeIndices
 from bln_serve.export.index_ranges.limits import NO_LIMITS, Need, Range
@@ -35,10 +36,11 @@ class Walk:
     def run(self) -> None:
         """Walk."""
         for node in reversed(self.graph.node):
-            if is_op(node, EMBEDDING) and len(node.input) > 1:
-                self._look_up(node.input[0], node.input[1], 0)
-            elif node.domain in STANDARD:
-                self._standard(node)
+            with suppress(*MALFORMED):  # nothing is claimed of what is not as its operator wants it
+                if is_op(node, EMBEDDING) and len(node.input) > 1:
+                    self._look_up(node.input[0], node.input[1], 0)
+                elif node.domain in STANDARD:
+                    self._standard(node)
 
     def _look_up(self, indices: str, table: str, axis: int) -> None:
         dims = self.tensors[table].dims if table in self.tensors else None
