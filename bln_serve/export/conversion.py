@@ -149,7 +149,10 @@ def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             OnnxSession(model.SerializeToString(), threads=1)
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UnsupportedModelError(f"The converted model is no valid ONNX: {error}") from error
+        raise UnsupportedModelError(
+            f"Expected a model that is valid ONNX once it is converted. Received: {error}. A model that computes in "
+            "bfloat16 needs a float32 policy."
+        ) from error
     except RunError as error:
         raise UsageError(
             f"Expected an opset that the installed ONNX Runtime loads. Received: {opset}. {error}"

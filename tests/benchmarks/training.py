@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 from keras import layers
+from support import paper
 
 from bln_serve.layers import BatchLayerNormalization
 
@@ -16,23 +17,7 @@ BLN, BN = "BLN", "BatchNormalization"
 
 def cnn(normalization: Callable[[], keras.layers.Layer], jit_compile: bool) -> keras.Model:
     """Return the paper's CNN on 32 x 32 x 3 images, compiled as in its protocol."""
-    model = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            layers.Conv2D(6, 5, padding="same", activation="tanh"),
-            layers.AveragePooling2D(2),
-            normalization(),
-            layers.Conv2D(16, 5, activation="tanh"),
-            layers.AveragePooling2D(2),
-            normalization(),
-            layers.Flatten(),
-            layers.Dense(120, activation="tanh"),
-            normalization(),
-            layers.Dense(84, activation="tanh"),
-            normalization(),
-            layers.Dense(10),
-        ]
-    )
+    model = paper.cnn(normalization)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.002, epsilon=1e-8), loss, jit_compile=jit_compile)
     return model

@@ -146,8 +146,8 @@ def test_an_output_of_nothing(tmp_path: Path) -> None:
 
 def test_weights_that_no_onnx_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnx.checker.MAXIMUM_PROTOBUF", 1000)
-    model = model_of(layers.Embedding(100, 4), (3,), dtype="int32")
-    words = "less than 2 GB.*of them in 'embedding/embeddings'. Make the table smaller"
+    model = model_of(layers.Embedding(100, 4, name="words"), (3,), dtype="int32")
+    words = "less than 2 GB.*of them in 'words/embeddings'. Make the table smaller"
     refused(model, tmp_path, UnsupportedModelError, words)
 
 
