@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
+from bln_serve import processors
 from bln_serve.artifact import Artifact
 from bln_serve.errors import InvalidInputError, MiniBatchError, RunError
 from bln_serve.manifest import MINI_BATCHES, Manifest
@@ -28,7 +29,7 @@ class OnnxSession:
 
     Args:
         model: a path, or the bytes of an ONNX model.
-        threads: of one run; by default as many as this process may use processors.
+        threads: of one run; by default as many as the CPU quota and the affinity allow.
 
     Raises:
         RunError: ONNX Runtime cannot load the model.
@@ -36,7 +37,7 @@ class OnnxSession:
 
     def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or _processors()
+        options.intra_op_num_threads = threads or processors.available().count
         # ONNX Runtime's own warnings are about graph optimisation; its errors arrive as exceptions.
         options.log_severity_level = 4
         source = str(model) if isinstance(model, Path) else model
@@ -76,7 +77,7 @@ class Model:
 
     Args:
         artifact: what to load. Its hashes are not checked here; `load` does.
-        threads: of one run; by default as many as this process may use processors.
+        threads: of one run; by default as many as the CPU quota and the affinity allow.
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
@@ -170,7 +171,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Model:
 
     Args:
         path: the version's folder, models/NAME/VERSION.
-        threads: of one run; by default as many as this process may use processors.
+        threads: of one run; by default as many as the CPU quota and the affinity allow.
 
     Returns:
         A model whose `predict` answers as the Keras model would.
@@ -224,8 +225,3 @@ def _rows_of_each(inputs: Arrays, mini_batches: int) -> int:
             f"Expected a number of mini-batches that divides the {rows} rows. Received: {mini_batches}."
         )
     return rows // mini_batches
-
-
-def _processors() -> int:
-    # The affinity and not the machine's count: a process that was given one processor gains nothing from 64 threads.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from bln_serve import processors
 from bln_serve.errors import UsageError
 from bln_serve.serving.app import create_app
 from bln_serve.serving.catalog import Catalog
@@ -35,6 +36,7 @@ def serve(settings: Settings) -> int:
     _log_plainly()
     listener = _listen(settings.host, settings.port)
     logger.info("bln-serve listening on %s", _url(listener))
+    logger.info("threads of a run: %s", _threads(settings.threads))
     server = _Server(_configuration(app, settings), app.state.catalog, settings.shutdown_timeout_s)
     server.run(sockets=[listener])
     if app.state.catalog.threads_busy:
@@ -100,6 +102,13 @@ def _listen(host: str, port: int) -> socket.socket:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _threads(threads: int | None) -> str:
+    if threads:
+        return f"{threads}, as set"
+    available = processors.available()
+    return f"{available.count}, for {available}"
 
 
 def _log_plainly() -> None:

@@ -1,9 +1,14 @@
 import os
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import httpx
 import pytest
+from support.server import Server
 
 from bln_serve.cli import serve
+from bln_serve.processors import available
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +43,39 @@ def test_a_fault_of_our_own_is_not_taken_for_a_missing_extra(monkeypatch: pytest
     monkeypatch.delattr("bln_serve.serving.server", raising=False)
     with pytest.raises(ImportError, match=r"bln_serve\.serving"):
         serve.main([])
+
+
+@pytest.fixture
+def line_at_start(golden_artifacts: Path) -> Iterator[Callable[..., str]]:
+    """Start a real server with these arguments, end it, and return what it says after where it listens."""
+    servers: list[Server] = []
+
+    def start(*arguments: str) -> str:
+        servers.append(Server(str(golden_artifacts / "tiny_mpmm"), *arguments))
+        # Before it answers, it has said what it says.
+        assert httpx.get(f"{servers[-1].url}/healthz", timeout=60, trust_env=False).status_code == 200
+        servers[-1].terminate()
+        assert servers[-1].wait() == 0
+        return servers[-1].lines[0]
+
+    yield start
+    for server in servers:
+        server.end()
+
+
+def test_it_says_at_start_how_many_threads_were_set(line_at_start: Callable[..., str]) -> None:
+    assert line_at_start("--threads", "3") == "threads of a run: 3, as set"
+
+
+def test_it_says_at_start_how_many_threads_there_are_and_why(line_at_start: Callable[..., str]) -> None:
+    assert line_at_start() == f"threads of a run: {available().count}, for {available()}"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity to set")
+def test_on_one_processor_it_says_one_thread(line_at_start: Callable[..., str]) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})  # the server inherits it
+    try:
+        assert line_at_start().startswith("threads of a run: 1, for 1 processor")
+    finally:
+        os.sched_setaffinity(0, before)

@@ -32,7 +32,8 @@ def commands(block: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def normal(line: str) -> str:
-    # Where two answers differ most, and whether they do at all, is the machine's business.
+    # Where two answers differ most, and whether they do at all, is the machine's business, as are its processors.
+    line = re.sub(r"^(threads of a run: \d+, for ).*", r"\1", line)
     return re.sub(r"(# ?)+", "#", NUMBER.sub("#", re.sub(r", most at \[[0-9, ]+\]", "", line))).strip()
 
 
