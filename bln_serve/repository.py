@@ -50,8 +50,18 @@ def find(path: Path) -> list[ModelVersion]:
         name, as a mounted volume does, so there the manifests say the model's name.
 
     Raises:
-        ModelNotFoundError: nothing is there.
+        ModelNotFoundError: nothing is there, or nothing that this process may read.
     """
+    try:
+        return _find(path)
+    except PermissionError as error:
+        raise ModelNotFoundError(
+            f"Expected a model repository that this process may read at {path}. Received: no permission for "
+            f"{error.filename}. Let others read it (chmod -R a+rX {path}), or run the service as its owner."
+        ) from error
+
+
+def _find(path: Path) -> list[ModelVersion]:
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path)
         return [ModelVersion(manifest.name, manifest.version, path)]

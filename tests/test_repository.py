@@ -1,7 +1,9 @@
 """Which models and versions lie where, however the folder is given."""
 
+import contextlib
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,38 @@ def test_a_repository_holds_every_model_sorted_by_number(place: Callable[[str, s
     for where in ("b/10", "b/9", "a/1"):
         repository = place("tiny_mpmm", where)
     assert listed(find(repository)) == [("a", 1, "a/1"), ("b", 9, "b/9"), ("b", 10, "b/10")]
+
+
+@contextlib.contextmanager
+def as_another_user() -> Iterator[None]:
+    """Go on as nobody, where root would be let in everywhere."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("closed", [".", "tiny_mpmm"])
+def test_a_folder_that_may_not_be_read_is_named_with_the_way_out(
+    place: Callable[[str, str], Path], tmp_path: Path, closed: str
+) -> None:
+    repository = place("tiny_mpmm", "tiny_mpmm/1")
+    (repository / closed).chmod(0)
+    # The folders above are pytest's, for their owner alone; a service in a container sees the repository's own.
+    os.chdir(repository)
+    try:
+        with as_another_user(), pytest.raises(ModelNotFoundError) as raised:
+            find(Path())
+    finally:
+        os.chdir(tmp_path)
+        (repository / closed).chmod(0o755)
+    assert str(raised.value).startswith(
+        "Expected a model repository that this process may read at .. Received: no perm"
+    )
+    assert "chmod -R a+rX" in str(raised.value)
 
 
 def test_golden_repository_is_found(golden_artifacts: Path) -> None:

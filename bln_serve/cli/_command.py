@@ -21,13 +21,19 @@ def run(command: Callable[[], int]) -> int:
         return command()
     except UsageError as error:
         return _say(error, WRONG_USAGE)
-    except (BlnServeError, OSError) as error:  # a full disk, a missing permission: the sentence says it
+    except PermissionError as error:
+        return _say(
+            f"Expected permission for {error.filename}. Received: {error.strerror}. Let this user in, or run as its "
+            "owner (in a container: --user).",
+            FAILED,
+        )
+    except (BlnServeError, OSError) as error:  # a full disk: the sentence says it
         return _say(error, FAILED)
     except KeyboardInterrupt:
         return 130  # as a shell counts a program that SIGINT ended
 
 
-def _say(error: Exception, code: int) -> int:
+def _say(error: Exception | str, code: int) -> int:
     sys.stderr.write(f"error: {error}\n")
     return code
 

@@ -45,13 +45,13 @@ def load_first_verified(candidates: Sequence[ModelVersion], threads: int | None)
 
     Args:
         candidates: versions of one model, in the order to try them.
-        threads: of one run; None for as many as there are processors.
+        threads: of one run; None for as many as the CPU quota and the affinity allow.
     """
     broken: list[BrokenVersion] = []
     for version in candidates:
         try:
             return Loaded(version, load_verified(version, threads), tuple(broken))
-        except BlnServeError as error:
+        except (BlnServeError, OSError) as error:  # of the system's own: no permission, a disk that fails
             reason = str(error)
             logger.error("error: %s version %d is not served: %s", version.name, version.version, reason)
         except Exception as error:  # one broken artifact must not keep the service from serving the others

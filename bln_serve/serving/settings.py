@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         "and the process ends within two more",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="processor threads of one run; by default as many as there are processors"
+        default=None, ge=1, description="threads of one run; by default as many as the CPU quota and the affinity allow"
     )
 
     @field_validator("paths", mode="before")

@@ -1,3 +1,4 @@
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ import httpx
 import pytest
 from support.server import Server
 
-from bln_serve.cli import serve
+from bln_serve.cli import _command, serve
 from bln_serve.processors import available
 
 
@@ -36,6 +37,17 @@ def test_a_wrong_value_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_missing_path_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["nowhere/at/all"]) == 1
     assert "Received: no such folder" in capsys.readouterr().err
+
+
+def test_a_missing_permission_ends_with_1_and_names_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused() -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "models/digits")
+
+    assert _command.run(refused) == 1
+    assert capsys.readouterr().err == (
+        "error: Expected permission for models/digits. Received: Permission denied. Let this user in, or run as its "
+        "owner (in a container: --user).\n"
+    )
 
 
 def test_a_fault_of_our_own_is_not_taken_for_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

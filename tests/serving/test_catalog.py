@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import shutil
 import threading
 from collections.abc import Callable
@@ -145,6 +146,17 @@ def test_an_error_nobody_thought_of_breaks_one_version_alone(
     assert service.post("/predict", json=IMAGES).json()["version"] == 1
     assert service.get("/readyz").json()["broken"][0]["reason"].startswith("ZeroDivisionError while loading")
     assert "unforeseen" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    repository: Callable[..., Path], start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Artifact) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "models/digits_cnn/1/model.onnx")
+
+    monkeypatch.setattr(Artifact, "check_hashes", refuse)
+    (broken,) = start(paths=[repository("digits_cnn/1")]).get("/readyz").json()["broken"]
+    assert broken["reason"] == "[Errno 13] Permission denied: 'models/digits_cnn/1/model.onnx'"
 
 
 def test_an_unknown_file_is_reported_and_not_served(
