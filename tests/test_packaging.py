@@ -1,5 +1,6 @@
 """The built wheel carries everything the service needs, and runs from itself; the locks pin all of it."""
 
+import asyncio
 import os
 import re
 import subprocess
@@ -8,7 +9,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
+from support.server import Server
+
+from bln_serve.artifact import Artifact
+from bln_serve.verification import Tolerance, compare
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted(ROOT.glob("requirements-*.txt"))
@@ -57,6 +64,33 @@ def test_the_wheel_verifies_and_answers_from_itself(wheel: Path, tmp_path: Path,
         check=True,
         capture_output=True,
     )
+
+
+@pytest.mark.wheel
+def test_the_wheel_installs_in_an_empty_environment_and_serves(
+    wheel: Path, tmp_path: Path, golden_artifacts: Path
+) -> None:
+    """What a user's `pip install` gives: the commands, with what the serving lock says and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    commands = tmp_path / "venv" / "bin"
+    for what in (["--require-hashes", "-r", ROOT / "requirements-serve.txt"], ["--no-deps", "--no-index", wheel]):
+        subprocess.run([commands / "pip", "install", "--quiet", "--disable-pip-version-check", *what], check=True)
+    artifact = golden_artifacts / "digits_cnn" / "1"
+    subprocess.run([commands / "bln-verify", artifact], cwd=tmp_path, env={}, check=True, capture_output=True)
+    server = Server(str(artifact), command=[str(commands / "bln-serve")])
+    try:
+        asyncio.run(ready(server))
+        sample = Artifact.open(artifact).samples()[-1]
+        answer = httpx.post(f"{server.url}/predict", json={"instances": sample.inputs["image"].tolist()})
+        (expected,) = sample.outputs.values()
+        assert compare("", expected, np.asarray(answer.json()["predictions"]), Tolerance()).passed
+    finally:
+        server.end()
+
+
+async def ready(server: Server) -> None:
+    async with server.client() as client:
+        await server.wait_until_ready(client)
 
 
 def test_every_command_is_declared_and_importable() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Server:
-    """A bln-serve process that listens."""
+    """A bln-serve process that listens: this environment's, or the one that `command` starts."""
 
-    def __init__(self, *arguments: str, **variables: str) -> None:
+    def __init__(self, *arguments: str, command: Sequence[str] = COMMAND, **variables: str) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments, "--port", "0"],
+            [*command, *arguments, "--port", "0"],
             cwd=ROOT,
             env=environment(**variables),
             stdout=subprocess.PIPE,
