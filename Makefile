@@ -1,7 +1,7 @@
 # Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-export test-serve test-reproduction lint bench train lock clean
+.PHONY: help demo serve test test-export test-serve test-wheel test-docker test-reproduction lint bench train lock clean
 
 VENV := .venv/.installed
 SERVE_VENV := .venv-serve/.installed
@@ -15,7 +15,7 @@ demo: $(VENV)  ## export both shipped models, serve them, post images they have 
 serve: $(VENV)  ## the same, and leave the service running
 	.venv/bin/python models/demo.py --keep-serving
 
-test: test-export test-serve  ## every test but those that need minutes or an engine of their own
+test: test-export test-serve test-wheel  ## every test but those that need minutes or an engine of their own
 
 test-export: $(VENV)  ## the lane with TensorFlow
 	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
@@ -23,14 +23,22 @@ test-export: $(VENV)  ## the lane with TensorFlow
 test-serve: $(SERVE_VENV)  ## the lane without it: the serving install alone
 	.venv-serve/bin/python -m pytest --without-tensorflow
 
+test-wheel: $(SERVE_VENV)  ## what `pip install` gives, in an empty environment
+	.venv-serve/bin/python -m pytest --without-tensorflow tests/test_packaging.py -m wheel
+
+test-docker: $(VENV)  ## build and run the images in a Docker engine; as root on Debian, in one of its own
+	.venv/bin/python -m pytest tests/docker -m docker
+
 test-reproduction: $(VENV)  ## train both shipped models again and compare (2 minutes)
 	.venv/bin/python -m pytest tests/reproduction -m reproduction
 
-lint: $(VENV)  ## formatting, style, types, and who may import whom
+lint: $(VENV)  ## formatting, style, types, who may import whom, and docker's files
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/hadolint docker/Dockerfile
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 bench: $(VENV)  ## how fast, as ratios side by side
 	PYTHONPATH=tests .venv/bin/python -m benchmarks
@@ -49,9 +57,10 @@ lock: $(VENV)  ## pin the dependencies anew
 	$(COMPILE) -c requirements-dev.txt --group build --extra test -o requirements-test.txt
 	$(COMPILE) -c requirements-dev.txt --extra export -o requirements-export.txt
 	$(COMPILE) -c requirements-dev.txt --extra serve -o requirements-serve.txt
+	$(COMPILE:pyproject.toml=) -c requirements-dev.txt --group image -o requirements-image.txt
 
 clean:  ## remove what the targets made
-	rm -rf .venv .venv-serve dist models/*/ .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .docker-engine .venv .venv-serve dist models/*/ .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV): requirements-dev.txt pyproject.toml
 $(SERVE_VENV): requirements-test.txt pyproject.toml

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-NEED_TENSORFLOW = ("export", "layers", "models", "reproduction", "benchmarks")
+NEED_TENSORFLOW = ("benchmarks", "docker", "export", "layers", "models", "reproduction")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
