@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from support.kserve import Manifest
-from support.kubernetes import BASE, KSERVE, NEWEST, files, invalid, of_kind, problems
+from support.kubernetes import BASE, DEPLOYMENT_MODE, KSERVE, NEWEST, files, invalid, of_kind, problems
 
 POD = "spec/template/spec"
 CONTAINER = f"{POD}/containers/0"
@@ -118,7 +118,7 @@ FAULTS = [
     ("InferenceService", f"{PREDICTOR}/model/storageUri", "pvc://bln-serve-models", "not one folder of a claim"),
     ("InferenceService", f"{PREDICTOR}/model/storageUri", "pvc://models/digits_cnn", "mounted is"),
     ("InferenceService", f"{PREDICTOR}/batcher", {"maxBatchSize": 8}, "mixes the rows of several clients"),
-    ("InferenceService", "metadata/annotations", {}, "Knative would refuse the pod"),
+    ("InferenceService", "metadata/annotations", {DEPLOYMENT_MODE: "RawDeployment"}, "Knative's rules would refuse"),
 ]
 
 

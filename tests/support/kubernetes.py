@@ -27,6 +27,8 @@ ARTIFACTS = ROOT / "tests" / "golden" / "artifacts"
 # The first whose preStop sleeps unless an operator forbids it (KEP 3960: beta), and the newest that has schemas here.
 OLDEST, NEWEST = "1.30", "1.37"
 
+DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
+
 # What the process still takes once shutdown_timeout_s is over, as its --help says.
 ENDS_WITHIN_S = 2
 
@@ -252,8 +254,8 @@ def kserve_problems(manifests: list[Manifest]) -> Iterator[str]:
     service, runtime = of_kind(manifests, "InferenceService"), of_kind(manifests, "ServingRuntime")
     predictor = service["spec"]["predictor"]
     model = predictor["model"]
-    if service["metadata"].get("annotations", {}).get("serving.kserve.io/deploymentMode") != "RawDeployment":
-        yield "Knative would refuse the pod"
+    if service["metadata"].get("annotations", {}).get(DEPLOYMENT_MODE) != "Standard":
+        yield "Knative's rules would refuse the service"
     if model.get("runtime") != runtime["metadata"]["name"]:
         yield "the InferenceService names another runtime"
     if [model["modelFormat"]] != runtime["spec"]["supportedModelFormats"]:
