@@ -1,4 +1,7 @@
-"""Print every table: PYTHONPATH=tests python -m benchmarks [inference|export|training|service ...]."""
+"""Print every table: PYTHONPATH=tests python -m benchmarks [inference|export|training|service ...].
+
+`container`, which needs a Docker engine, wrk and ten minutes, is printed where it is asked for.
+"""
 
 import os
 import platform
@@ -6,7 +9,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from . import exporting, inference, service, training
+from . import container, exporting, inference, service, training
 
 TABLES = {
     "inference": ("One run of a model, one thread", inference.rows),
@@ -14,13 +17,16 @@ TABLES = {
     "training": ("A training step of the paper's CNN, m = 25", training.rows),
     "service": ("The service on npy bodies, client on the same machine", service.rows),
 }
+ON_REQUEST = {
+    "container": ("The service in its container, on one core", container.rows),
+}
 
 
 def main() -> None:
-    """Print the tables asked for, or all."""
+    """Print the tables asked for, or all that need nothing but this environment."""
     print(f"Python {platform.python_version()}, {os.cpu_count()} processors. Ratios are medians of turns side by side.")
     for name in sys.argv[1:] or TABLES:
-        title, rows = TABLES[name]
+        title, rows = (TABLES | ON_REQUEST)[name]
         print(f"\n{title}\n", flush=True)
         for row in rows():
             print(row, flush=True)
