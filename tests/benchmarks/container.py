@@ -14,8 +14,6 @@ import io
 import json
 import os
 import re
-import shutil
-import ssl
 import statistics
 import subprocess
 import tempfile
@@ -26,13 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import certifi
 import httpx
 import numpy as np
 from support import paper
 from support.base_image import provide_base_image
 from support.container import NPY, RESTRICTED, Container, npy, running_service
-from support.engine import ROOT, Engine, running_engine, wait_until
+from support.engine import ROOT, Engine, install, running_engine, wait_until
+from support.images import trusted_certificates
 
 import bln_serve
 from bln_serve.export import export
@@ -140,7 +138,7 @@ class Bench:
         self.service_cpu, self.load_cpu = processors[:2]
         self._engine = engine
         self._folder = folder
-        self._image = engine.build("serve", IMAGE, _certificates())
+        self._image = engine.build("serve", IMAGE, trusted_certificates())
         # The container's user reads what this one writes.
         folder.chmod(0o755)
         self._models: dict[str, Model] = {}
@@ -234,12 +232,9 @@ def rows() -> Iterator[str]:
     """Yield the lines of both tables.
 
     Raises:
-        RuntimeError: there is no wrk, no Docker engine, or no second processor.
+        RuntimeError: there is no wrk, no Docker engine, or no second processor, and none can be had.
     """
-    if shutil.which("wrk") is None:
-        raise RuntimeError(
-            "Expected the load generator wrk. Received: none. Install it, on Debian with apt-get install wrk"
-        )
+    install("wrk")
     with running_engine() as engine, tempfile.TemporaryDirectory(prefix="bln-bench-") as folder:
         provide_base_image(engine)
         bench = Bench(engine, Path(folder))
@@ -298,11 +293,6 @@ def _is_ready(container: Container) -> bool:
     answer = container.readyz()
     assert answer or container.inspect()["State"]["Running"], container.logs()
     return answer is not None and answer.status_code == httpx.codes.OK
-
-
-def _certificates() -> Path:
-    """Return what pip trusts on this machine, for the build."""
-    return Path(os.environ.get("PIP_CERT") or ssl.get_default_verify_paths().cafile or certifi.where())
 
 
 @contextlib.contextmanager

@@ -1,19 +1,13 @@
 """One engine, both images and the exported models, for every test of the images."""
 
-import os
 import shutil
-import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import certifi
 import pytest
 from support.base_image import provide_base_image
 from support.engine import ROOT, SECRET_LINE, Engine, running_engine
-
-EXPORT_USER = "1000:1000"
+from support.images import EXPORT_USER, hand_to_export_user, trusted_certificates
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +21,8 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def ca_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build's secret: the certificates that are trusted on this machine, and a line to look for in the images."""
-    configured = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.cert"], check=False, capture_output=True, text=True
-    ).stdout.strip()
-    candidates = (os.environ.get("PIP_CERT"), configured, ssl.get_default_verify_paths().cafile, certifi.where())
-    trusted = next(Path(candidate) for candidate in candidates if candidate and Path(candidate).is_file())
     bundle = tmp_path_factory.mktemp("secret") / "ca_bundle.pem"
-    bundle.write_text(f"# {SECRET_LINE}\n{trusted.read_text()}")
+    bundle.write_text(f"# {SECRET_LINE}\n{trusted_certificates().read_text()}")
     return bundle
 
 
@@ -68,9 +57,5 @@ def shipped_models(parent: Path) -> Path:
     folder.mkdir()
     for file in (ROOT / "models").glob("digits_*.*"):
         shutil.copy(file, folder)
-    if os.geteuid() == 0:
-        os.chown(folder, *(int(part) for part in EXPORT_USER.split(":")))
-        folder.chmod(0o755)
-    else:
-        folder.chmod(0o777)
+    hand_to_export_user(folder)
     return folder

@@ -76,6 +76,13 @@ def test_the_restrictions_hold(service: Container) -> None:
     assert not service.inspect()["State"]["OOMKilled"]
 
 
+def test_the_image_verifies_artifacts(engine: Engine, serve_image: str, models: Path) -> None:
+    mount = f"type=bind,source={models},target=/models,readonly"
+    verify = ("docker", "run", "--rm", *RESTRICTED, "--mount", mount, "--entrypoint", "bln-verify", serve_image)
+    assert engine.run(*verify, "/models/digits_rnn/1").returncode == 0
+    assert engine.run(*verify, "/models/digits_rnn/2").returncode != 0  # there is none
+
+
 def test_no_training_framework_is_in_the_process(service: Container) -> None:
     maps = service.python("print(open('/proc/1/maps').read())")
     assert "onnxruntime" in maps

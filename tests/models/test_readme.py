@@ -1,50 +1,17 @@
-"""Every block of the README is run, in order, in one folder, as a reader would; what it shows is what comes out.
-
-Numbers differ between machines and runs, so `#` stands for each; `...` stands for any lines.
-"""
+"""Every block of the README is run, in order, in one folder, as a reader would; what it shows is what comes out."""
 
 import os
-import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.readme import assert_shown, blocks, commands, free_port
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^```(console|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
+BLOCKS = blocks(ROOT / "README.md")
 TIMEOUT_S = 240
-
-
-def commands(block: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each command of a console block with the lines shown for it; what make runs shows commands of its own."""
-    if block.startswith("$ make"):
-        command, *shown = block.removeprefix("$ ").splitlines()
-        yield command, shown
-        return
-    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        command, *shown = part.splitlines()
-        yield command, shown
-
-
-def normal(line: str) -> str:
-    # Where two answers differ most, and whether they do at all, is the machine's business, as are its processors.
-    line = re.sub(r"^(threads of a run: \d+, for ).*", r"\1", line)
-    return re.sub(r"(# ?)+", "#", NUMBER.sub("#", re.sub(r", most at \[[0-9, ]+\]", "", line))).strip()
-
-
-def assert_shown(shown: list[str], printed: list[str]) -> None:
-    """Check that the shown lines were printed in this order, without gaps but where `...` stands."""
-    expected, actual = [normal(line) for line in shown], [normal(line) for line in printed]
-    if "..." in shown:
-        pattern = "".join(r"(.*\n)*" if line == "..." else re.escape(line) + r"\n" for line in expected)
-        assert re.fullmatch(pattern, "".join(f"{line}\n" for line in actual)), (expected, actual)
-    else:
-        assert actual == expected
 
 
 class Reader:
@@ -55,9 +22,7 @@ class Reader:
         (folder / "models").mkdir()
         for file in (ROOT / "models").glob("*.*"):
             shutil.copy(file, folder / "models")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
+        self.port = str(free_port())
         self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         self.environment["BLN_SERVE_PORT"] = self.port
         self.services: list[subprocess.Popen[str]] = []

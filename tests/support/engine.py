@@ -25,7 +25,7 @@ START_S = 60
 COMMAND_S = 600
 PULL_S = 240
 
-PACKAGES = {"dockerd": "docker.io", "iptables": "iptables", "mmdebstrap": "mmdebstrap"}
+PACKAGES = {"dockerd": "docker.io", "iptables": "iptables", "mmdebstrap": "mmdebstrap", "wrk": "wrk"}
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def install(*programs: str) -> None:
         return
     if os.name != "posix" or os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise RuntimeError(
-            "Expected a Docker engine that answers (docker version), or root on Debian to install "
-            f"{', '.join(missing)} and start one. Received: neither. Start Docker, or set DOCKER_HOST."
+            f"Expected {', '.join(missing)}, or root on Debian to install it. Received: neither. Install it; where a "
+            "Docker engine is meant, start one, or set DOCKER_HOST."
         )
     run_loudly("apt-get", "update", "--quiet")
     run_loudly("apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *missing)
