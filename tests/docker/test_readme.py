@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.engine import BASE_IMAGE, COMMAND_S, ROOT, Engine
+from support.engine import BASE_IMAGE, COMMAND_S, ROOT, Engine, install
 from support.images import EXPORT_USER, hand_to_export_user
 from support.readme import assert_shown, blocks, commands, free_port
 
@@ -65,8 +65,8 @@ def operator(engine: Engine, serve_image: str, export_image: str, tmp_path: Path
 
 
 @pytest.mark.docker
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the requests are made with curl, which is not installed")
 def test_every_block_does_what_it_shows(operator: Operator) -> None:
+    install("curl")
     for kind, block in blocks(README):
         assert kind == "console"
         for command, shown in commands(block):

@@ -25,7 +25,13 @@ START_S = 60
 COMMAND_S = 600
 PULL_S = 240
 
-PACKAGES = {"dockerd": "docker.io", "iptables": "iptables", "mmdebstrap": "mmdebstrap", "wrk": "wrk"}
+PACKAGES = {
+    "curl": "curl",
+    "dockerd": "docker.io",
+    "iptables": "iptables",
+    "mmdebstrap": "mmdebstrap",
+    "wrk": "wrk",
+}
 
 
 @dataclass(frozen=True)
