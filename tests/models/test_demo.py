@@ -20,6 +20,8 @@ def test_the_printed_curl_line_works_when_pasted(tmp_path: Path) -> None:
         [sys.executable, ROOT / "models" / "demo.py", "--keep-serving", "--repository", tmp_path],
         stdout=subprocess.PIPE,
         text=True,
+        # A shell starts what it leaves in the background with SIGINT ignored, and that is handed down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
     try:
         assert demo.stdout
