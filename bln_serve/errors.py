@@ -14,6 +14,7 @@
     ├── ModelNotFoundError          no such model or version
     ├── ModelNotReadyError          the model is known, and is not loaded yet
     ├── RequestError                a request cannot be answered, and nothing was run for it
+    │   ├── BodyTimeoutError        its body did not come in time
     │   ├── MalformedRequestError   the body cannot be read at all
     │   ├── InvalidInputError       an input has the wrong name, shape, dtype or values
     │   ├── MiniBatchError          its rows cannot be cut into mini-batches that mean anything
@@ -21,6 +22,7 @@
     │   └── UnsupportedFormatError  its body is in a format that the service does not read
     ├── NonFiniteAnswerError        the model's answer holds NaN or infinity, which the answer's format cannot say
     ├── OverloadedError             the queue is full, or the service is going down
+    ├── DeadlineExceededError       the request's time passed before it was answered
     └── RunError                    ONNX Runtime refused a run
 
 Every message says what was expected, what was received and what to do. Nothing here knows of HTTP or of exit codes.
@@ -89,6 +91,10 @@ class RequestError(BlnServeError):
     """A request cannot be answered; nothing was run for it."""
 
 
+class BodyTimeoutError(RequestError):
+    """A request's body was not complete in time."""
+
+
 class MalformedRequestError(RequestError):
     """A request's body cannot be read at all."""
 
@@ -115,6 +121,10 @@ class NonFiniteAnswerError(BlnServeError):
 
 class OverloadedError(BlnServeError):
     """The queue is full, or the service is going down: try again later."""
+
+
+class DeadlineExceededError(BlnServeError):
+    """The request's time passed before it was answered."""
 
 
 class RunError(BlnServeError):

@@ -1,4 +1,4 @@
-"""The application: routes that hand a request from room to room."""
+"""The application: in front what asks a model; behind it, with FastAPI, health, descriptions and metadata."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,23 +9,11 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 import bln_serve
-from bln_serve.serving import openapi, predict_json, predict_npy, statuses
+from bln_serve.serving import openapi, predict_json, protocol_routes, statuses
+from bln_serve.serving.answering import Answering, Front
 from bln_serve.serving.catalog import Catalog, ServedModel
-from bln_serve.serving.exchange import (
-    FORMATS,
-    ClientGoneError,
-    answer_format,
-    mini_batch_rows,
-    off_loop,
-    read_body,
-    request_format,
-    unless_gone,
-)
-from bln_serve.serving.prediction import Encoded, Prediction, mini_batches, prepare
+from bln_serve.serving.metrics import Metrics
 from bln_serve.serving.settings import Settings
-from bln_serve.signature import Arrays
-
-_CLIENT_CLOSED_REQUEST = 499  # nginx's, for the log alone: nobody reads the answer
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -38,7 +26,8 @@ def create_app(settings: Settings) -> FastAPI:
         ModelNotFoundError: nothing is under a path, or a pinned or default model is not there.
         UsageError: the paths contradict one another.
     """
-    catalog = Catalog(settings)
+    metrics = Metrics()
+    catalog = Catalog(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,13 +45,16 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.catalog = catalog
+    app.add_middleware(Front, answering=Answering(catalog, settings, metrics))
     statuses.install(app)
-    _add_health_routes(app, catalog)
-    _add_model_routes(app, catalog, settings)
+    _add_health_routes(app, catalog, metrics)
+    _add_model_routes(app, catalog)
+    app.include_router(protocol_routes.routes(catalog))
+    openapi.describe_asking(app)
     return app
 
 
-def _add_health_routes(app: FastAPI, catalog: Catalog) -> None:
+def _add_health_routes(app: FastAPI, catalog: Catalog, metrics: Metrics) -> None:
     @app.get("/healthz", summary="Is the service alive?", responses=openapi.HEALTH)
     async def healthz() -> Response:
         return _json({"alive": True})
@@ -86,44 +78,16 @@ def _add_health_routes(app: FastAPI, catalog: Catalog) -> None:
         }
         return _json(document, HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
+    @app.get("/metrics", summary="What Prometheus reads", responses=openapi.METRICS)
+    async def read_metrics(request: Request) -> Response:
+        text, content_type = metrics.exposition(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
-def _add_model_routes(app: FastAPI, catalog: Catalog, settings: Settings) -> None:
-    async def answer(request: Request, name: str | None, version: str | None) -> Response:
-        try:
-            encoded = await _predict(request, catalog.get(name, version), settings.max_body_bytes)
-        except ClientGoneError:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        return Response(encoded.body, headers=encoded.headers, media_type=encoded.media_type)
 
+def _add_model_routes(app: FastAPI, catalog: Catalog) -> None:
     @app.get("/models/{name}", summary="What is this model, and what may be sent?", responses=openapi.MODEL)
     async def model(name: str) -> Response:
         return _json(_metadata(catalog.get(name)))
-
-    @app.post("/predict", summary="Ask the default model", **openapi.PREDICT)
-    async def predict_default(request: Request) -> Response:
-        return await answer(request, None, None)
-
-    @app.post("/models/{name}/predict", summary="Ask a model", **openapi.PREDICT)
-    async def predict_model(request: Request, name: str) -> Response:
-        return await answer(request, name, None)
-
-    @app.post("/models/{name}/versions/{version}/predict", summary="Ask one version of a model", **openapi.PREDICT)
-    async def predict_version(request: Request, name: str, version: str) -> Response:
-        return await answer(request, name, version)
-
-
-async def _predict(request: Request, served: ServedModel, max_body_bytes: int) -> Encoded:
-    """Read, check, queue, run and write: everything wrong with a request shows before it is queued."""
-    reader, writer = FORMATS[request_format(request)], FORMATS[answer_format(request)]
-    if writer is predict_npy:
-        predict_npy.check_single_output([spec.name for spec in served.manifest.signature.outputs])
-    rows = mini_batch_rows(request)
-    body = await read_body(request, max_body_bytes)
-    work = await off_loop(len(body), lambda: prepare(served.manifest, reader.read(body), rows))
-    outputs: Arrays = await unless_gone(request, served.queue.answer(work, work.rows))
-    prediction = Prediction(outputs, served.name, served.version, served.manifest.statistics, mini_batches(work))
-    encoded: Encoded = await off_loop(prediction.byte_count, lambda: writer.write(prediction))
-    return encoded
 
 
 def _metadata(served: ServedModel) -> dict[str, Any]:
@@ -137,6 +101,7 @@ def _metadata(served: ServedModel) -> dict[str, Any]:
         "mini_batch_rows": manifest.mini_batch_rows,
         "min_mini_batch_rows": manifest.min_mini_batch_rows,
         "max_mini_batch_rows": manifest.max_mini_batch_rows,
+        "max_run_rows": served.max_run_rows,
         "inputs": msgspec.to_builtins(manifest.signature.inputs),
         "outputs": msgspec.to_builtins(manifest.signature.outputs),
         "tolerance": msgspec.to_builtins(manifest.tolerance),

@@ -1,107 +1,217 @@
-"""When a request runs: one at a time, first come first served, in one thread of the model's own.
+"""When requests run: as soon as the model is free, with what has queued by then, first come first served.
 
-The queue decides *when*; the callable it was given knows *how* (which rows make a mini-batch, and how they are run).
-So the queue has no idea of arrays, of ONNX Runtime or of HTTP. All of its state belongs to one event loop, and the
-thread does nothing but call: no locks.
+A request is one part or several; a part is rows that must stay in one run, as a mini-batch's must. Parts of one group
+may share a run. The queue decides *when* parts run and *which* of them together; the callable it was given knows *how*.
+So the queue has no idea of arrays, of ONNX Runtime or of HTTP.
 
-The law: every future is settled on every path. A request is answered, fails with its own error, is refused, or was
-cancelled by its own caller; whatever becomes of one has no effect on another.
+    while nothing runs and parts wait:
+        take the oldest part and, of its group, those that wait behind it, in order, up to max_run_rows
+        run them; if that fails and they belong to several requests, run each half of these requests by itself
+
+All of its state belongs to one event loop, and the thread does nothing but call: no locks.
+
+The law: every future is settled on every path. A request is answered, fails with its own error, is refused, is too
+late, or was cancelled by its own caller; whatever becomes of one has no effect on another.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Generic, TypeVar
 
-from bln_serve.errors import OverloadedError, RequestTooLargeError
+from bln_serve.errors import DeadlineExceededError, OverloadedError, RequestTooLargeError
 
-RequestT = TypeVar("RequestT")
+PayloadT = TypeVar("PayloadT")
 AnswerT = TypeVar("AnswerT")
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry(Generic[RequestT, AnswerT]):
-    """A request in the queue. Compared by identity: two equal requests are two."""
+@dataclass(frozen=True, slots=True)
+class Part(Generic[PayloadT]):
+    """Rows that must stay in one run.
 
-    request: RequestT
+    Attributes:
+        payload: what the queue's `run` takes.
+        rows: how many rows it counts for.
+        group: parts whose groups are equal may share a run; None for a part that runs alone.
+        units: how many things its rows are, such as mini-batches, for the report.
+    """
+
+    payload: PayloadT
     rows: int
-    future: asyncio.Future[AnswerT]
+    group: Hashable = None
+    units: int = 1
 
-    def succeed(self, answer: AnswerT) -> None:
-        if not self.future.done():
-            self.future.set_result(answer)
 
-    def fail(self, error: Exception) -> None:
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One run that ended.
+
+    Attributes:
+        parts: how many parts shared it.
+        requests: of how many requests these were.
+        rows: how many rows they have.
+        units: how many units they are.
+        queue_s: seconds that each of them waited.
+        run_s: seconds that the run took.
+        failed: whether it raised.
+    """
+
+    parts: int
+    requests: int
+    rows: int
+    units: int
+    queue_s: tuple[float, ...]
+    run_s: float
+    failed: bool
+
+
+class _Request(Generic[AnswerT]):
+    """A request in the queue: its future, and the answers to its parts as they come. Compared by identity."""
+
+    __slots__ = ("answered_rows", "answers", "future", "missing")
+
+    def __init__(self, parts: int, future: asyncio.Future[list[AnswerT]]) -> None:
+        self.answers: list[AnswerT | None] = [None] * parts
+        self.future = future
+        self.missing = parts
+        self.answered_rows = 0
+
+    def put(self, index: int, answer: AnswerT) -> None:
+        self.answers[index] = answer
+        self.missing -= 1
+        if not self.missing and not self.future.done():
+            self.future.set_result(self.answers)  # type: ignore[arg-type]  # none is missing
+
+    def fail(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
 
+    def expire(self) -> None:
+        self.fail(_too_late())
 
-class RunQueue(Generic[RequestT, AnswerT]):
+
+class _Entry(Generic[PayloadT, AnswerT]):
+    """A part in the queue. Compared by identity: two equal parts are two."""
+
+    __slots__ = ("index", "number", "part", "request", "since")
+
+    def __init__(self, part: Part[PayloadT], request: _Request[AnswerT], index: int, number: int, since: float) -> None:
+        self.part = part
+        self.request = request
+        self.index = index
+        self.number = number
+        self.since = since
+
+
+class RunQueue(Generic[PayloadT, AnswerT]):
     """A bounded queue in front of one model. Made and used within one running event loop.
 
     Args:
-        run: answers one request; called in the queue's own thread, never twice at a time.
-        max_queued_rows: the most rows that wait or run together; above it requests are refused at once.
+        run: answers parts that share a run, one answer each, in order; never called twice at a time.
+        max_queued_rows: the most rows of requests that are not answered; above it requests are refused at once.
+        max_run_rows: the most rows of parts that share a run; a larger part runs alone.
+        in_thread: whether `run` is called in a thread of the queue's own, or else on the event loop, which spares a
+            short run two changes of thread, and in which nothing else happens meanwhile.
+        report: called after each run, before its callers go on. What it raises is the event loop's to log.
         name: of the thread.
     """
 
-    def __init__(self, run: Callable[[RequestT], AnswerT], *, max_queued_rows: int, name: str = "model") -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[PayloadT]], Sequence[AnswerT]],
+        *,
+        max_queued_rows: int,
+        max_run_rows: int = 1,
+        in_thread: bool = True,
+        report: Callable[[RunReport], None] | None = None,
+        name: str = "model",
+    ) -> None:
         self._run = run
         self._max_queued_rows = max_queued_rows
-        self._waiting: OrderedDict[_Entry[RequestT, AnswerT], None] = OrderedDict()
-        self._running: _Entry[RequestT, AnswerT] | None = None
+        self._max_run_rows = max_run_rows
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}") if in_thread else None
+        self._numbers = count()
+        self._groups: dict[Hashable, OrderedDict[_Entry[PayloadT, AnswerT], None]] = {}
+        self._halves: list[list[_Entry[PayloadT, AnswerT]]] = []
+        self._running: list[_Entry[PayloadT, AnswerT]] = []
         self._queued_rows = 0
-        self._closing = False
+        self._next_is_due = False
         self._thread_busy = False
-        self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
-        self._worker = asyncio.get_running_loop().create_task(self._work(), name=f"run queue of {name}")
+        self._closing = False
+        self._aborted = False
+        self._ended = asyncio.Event()
+        self._left: asyncio.Future[list[AnswerT]] = self._loop.create_future()
+        self._left.cancel()
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait or run."""
+        """Rows of the requests that are not answered yet, and what still runs for others."""
         return self._queued_rows
 
     @property
     def thread_busy(self) -> bool:
-        """Whether the thread is inside `run`, be it for a request that nobody waits for any more."""
+        """Whether `run` is being called, be it for requests that nobody waits for any more."""
         return self._thread_busy
 
-    async def answer(self, request: RequestT, rows: int) -> AnswerT:
-        """Queue a request and wait for its answer. Cancelling the caller takes a waiting request out of the queue.
+    async def answer(self, parts: Sequence[Part[PayloadT]], deadline: float | None = None) -> list[AnswerT]:
+        """Queue a request and wait for the answers to its parts. Cancelling the caller takes waiting parts out.
 
         Args:
-            request: what `run` takes.
-            rows: how many rows it counts for.
+            parts: at least one.
+            deadline: when the answer is too late, in the event loop's time; None for never.
 
         Raises:
             RequestTooLargeError: it has more rows than the queue can ever hold.
             OverloadedError: the queue is full or closing, or was aborted meanwhile.
+            DeadlineExceededError: the deadline passed first.
             Exception: what `run` raised for this request.
         """
-        self._admit(rows)
-        entry = _Entry[RequestT, AnswerT](request, rows, asyncio.get_running_loop().create_future())
-        self._waiting[entry] = None
-        self._queued_rows += rows
-        self._wake.set()
+        since = self._loop.time()
+        if deadline is not None and deadline <= since:
+            raise _too_late()
+        self._admit(sum(part.rows for part in parts))
+        request: _Request[AnswerT] = _Request(len(parts), self._loop.create_future())
+        entries = [_Entry(part, request, index, next(self._numbers), since) for index, part in enumerate(parts)]
+        self._put(entries)
+        self._run_soon()
+        timer = None if deadline is None else self._loop.call_at(deadline, request.expire)
         try:
-            return await entry.future
+            return await request.future
         finally:
-            self._drop(entry)
+            if timer:
+                timer.cancel()
+            if request.missing:
+                self._drop(entries)
+            if not self._aborted:
+                self._queued_rows -= request.answered_rows
+            # An error holds the frames it came through. Holding it in turn, they would keep the rows until collected.
+            request.future = self._left
 
     async def close(self) -> None:
         """Refuse what comes, wait until what is queued is answered, and end."""
         self._closing = True
-        self._wake.set()
-        await asyncio.wait({self._worker})
-        self._thread.shutdown(wait=False)
+        self._run_soon()
+        await self._ended.wait()
+        if self._thread:
+            self._thread.shutdown(wait=False)
 
     def abort(self) -> None:
         """Refuse what comes, and also what is queued or running: their callers get OverloadedError."""
-        self._refuse_all()  # here too: a task that is cancelled before its first step never reaches its finally
-        self._worker.cancel()
+        self._closing = self._aborted = True
+        waiting = [entry for group in self._groups.values() for entry in group]
+        for entry in (*self._running, *(entry for half in self._halves for entry in half), *waiting):
+            entry.request.fail(_going_down())
+        self._groups.clear()
+        self._halves.clear()
+        self._running = []
+        self._queued_rows = 0
+        self._ended.set()
 
     def _admit(self, rows: int) -> None:
         if self._closing:
@@ -117,51 +227,155 @@ class RunQueue(Generic[RequestT, AnswerT]):
                 f"{self._max_queued_rows} rows taken. Try again later."
             )
 
-    def _drop(self, entry: _Entry[RequestT, AnswerT]) -> None:
-        """Take out an entry that still waits, which only happens when its caller was cancelled."""
-        if entry in self._waiting:
-            del self._waiting[entry]
-            self._queued_rows -= entry.rows
+    def _put(self, entries: list[_Entry[PayloadT, AnswerT]]) -> None:
+        for entry in entries:
+            self._groups.setdefault(entry.part.group, OrderedDict())[entry] = None
+            self._queued_rows += entry.part.rows
 
-    async def _work(self) -> None:
-        try:
-            while self._waiting or not self._closing:
-                if self._waiting:
-                    await self._run_next()
-                else:
-                    self._wake.clear()
-                    await self._wake.wait()
-        finally:
-            self._refuse_all()
+    def _drop(self, entries: list[_Entry[PayloadT, AnswerT]]) -> None:
+        """Take out the parts that still wait: their request is settled already, or its caller was cancelled."""
+        for entry in entries:
+            group = self._groups.get(entry.part.group)
+            if group is not None and entry in group:
+                del group[entry]
+                if not group:
+                    del self._groups[entry.part.group]
+                self._queued_rows -= entry.part.rows
 
-    async def _run_next(self) -> None:
-        entry, _ = self._waiting.popitem(last=False)
-        self._running = entry
+    def _run_soon(self) -> None:
+        # At the next turn of the loop, so that every request that this turn reads may share the run.
+        if not (self._running or self._next_is_due or self._aborted):
+            self._next_is_due = True
+            self._loop.call_soon(self._run_next)
+
+    def _run_next(self) -> None:
+        self._next_is_due = False
+        if self._aborted:
+            return
+        if not (together := self._take()):
+            if self._closing:
+                self._ended.set()
+            return
+        self._running = together
         self._thread_busy = True
+        began = self._loop.time()
+        payloads = [entry.part.payload for entry in together]
         try:
-            call = asyncio.get_running_loop().run_in_executor(self._thread, self._in_thread, entry.request)
-            entry.succeed(await call)
-        except Exception as error:  # whatever a run raises belongs to its own caller, and the queue goes on
-            entry.fail(error)
-        self._running = None
-        self._queued_rows -= entry.rows
+            if self._thread:
+                call = self._loop.run_in_executor(self._thread, self._call, payloads)
+                call.add_done_callback(partial(self._take_over, together, began))
+                return
+            answers = self._call(payloads)
+        except Exception as error:  # whatever a run raises belongs to its own callers, and the queue goes on
+            self._thread_busy = False  # also where the system has no thread left
+            self._go_on(together, began, error)
+        else:
+            self._go_on(together, began, answers)
 
-    def _in_thread(self, request: RequestT) -> AnswerT:
+    def _take(self) -> list[_Entry[PayloadT, AnswerT]]:
+        """Take out of the queue what runs next."""
+        while self._halves or self._groups:
+            taken = self._halves.pop() if self._halves else self._take_oldest()
+            if together := [entry for entry in taken if self._is_wanted(entry)]:
+                return together
+        return []
+
+    def _take_oldest(self) -> list[_Entry[PayloadT, AnswerT]]:
+        """Take the part that waits longest, and what may share its run."""
+        key, group = min(self._groups.items(), key=lambda item: next(iter(item[1])).number)
+        together: list[_Entry[PayloadT, AnswerT]] = []
+        rows = 0
+        for entry in group:
+            rows += entry.part.rows
+            if together and (key is None or rows > self._max_run_rows):
+                break
+            together.append(entry)
+        for entry in together:
+            del group[entry]
+        if not group:
+            del self._groups[key]
+        return together
+
+    def _is_wanted(self, entry: _Entry[PayloadT, AnswerT]) -> bool:
+        """Whether somebody still waits for a part that was taken; otherwise its rows are given back."""
+        if entry.request.future.done():
+            self._queued_rows -= entry.part.rows
+            return False
+        return True
+
+    def _call(self, payloads: list[PayloadT]) -> Sequence[AnswerT]:
         try:
-            return self._run(request)
+            answers = self._run(payloads)
         except StopIteration as error:  # a future cannot carry it, and would never be settled
             raise RuntimeError("The run raised StopIteration") from error
         finally:
             self._thread_busy = False
+        if len(answers) != len(payloads):
+            raise RuntimeError(f"Expected {len(payloads)} answers of the run. Received: {len(answers)}")
+        return answers
 
-    def _refuse_all(self) -> None:
-        self._closing = True
-        for entry in (*([self._running] if self._running else []), *self._waiting):
-            entry.fail(_going_down())
-        self._running = None
-        self._waiting.clear()
-        self._queued_rows = 0
+    def _take_over(
+        self, together: list[_Entry[PayloadT, AnswerT]], began: float, call: asyncio.Future[Sequence[AnswerT]]
+    ) -> None:
+        """Go on, on the event loop, where the thread ended."""
+        self._go_on(together, began, call.exception() or call.result())
+
+    def _go_on(
+        self, together: list[_Entry[PayloadT, AnswerT]], began: float, outcome: Sequence[AnswerT] | BaseException
+    ) -> None:
+        """Hand out what a run gave, and let the next one come."""
+        ended = self._loop.time()
+        if self._aborted:
+            return
+        if failed := isinstance(outcome, BaseException):
+            self._fail(together, outcome)
+        else:
+            self._leave(together)
+            for entry, answer in zip(together, outcome, strict=True):
+                entry.request.put(entry.index, answer)
+        self._running = []
+        self._run_soon()
+        if self._report is not None:
+            self._report(_reported(together, began, ended, failed=failed))
+
+    def _fail(self, together: list[_Entry[PayloadT, AnswerT]], error: BaseException) -> None:
+        """Fail the request whose parts these are; of several, find out whose part it was."""
+        requests = list(dict.fromkeys(entry.request for entry in together))
+        if len(requests) == 1:
+            self._leave(together)
+            requests[0].fail(error)
+        else:
+            first = set(requests[: len(requests) // 2])
+            self._halves.append([entry for entry in together if entry.request not in first])
+            self._halves.append([entry for entry in together if entry.request in first])
+
+    def _leave(self, together: list[_Entry[PayloadT, AnswerT]]) -> None:
+        """Give back the rows of a run; those of a request that has further parts are kept, and count, till its end."""
+        for entry in together:
+            if entry.request.future.done():
+                self._queued_rows -= entry.part.rows
+            else:
+                entry.request.answered_rows += entry.part.rows
+
+
+def _reported(together: list[_Entry[PayloadT, AnswerT]], began: float, ended: float, *, failed: bool) -> RunReport:
+    return RunReport(
+        parts=len(together),
+        requests=len({entry.request for entry in together}),
+        rows=sum(entry.part.rows for entry in together),
+        units=sum(entry.part.units for entry in together),
+        queue_s=tuple(began - entry.since for entry in together),
+        run_s=ended - began,
+        failed=failed,
+    )
 
 
 def _going_down() -> OverloadedError:
     return OverloadedError("Expected a running service. Received: one that is going down. Try again later.")
+
+
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "Expected an answer within the request's time. Received: none yet, and nobody waits for it any more. Try again "
+        "later, with fewer rows, or with more time."
+    )

@@ -8,18 +8,25 @@ import gc
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from bln_serve.errors import ModelNotFoundError, ModelNotReadyError, UsageError
 from bln_serve.manifest import Manifest
 from bln_serve.repository import ModelVersion, candidates, check_name, find
 from bln_serve.runtime import Model
 from bln_serve.serving.batching import RunQueue
+from bln_serve.serving.cost import CostCurve
 from bln_serve.serving.loading import BrokenVersion, load_first_verified
+from bln_serve.serving.merging import Portion, SharedRun, join, parts_of
+from bln_serve.serving.metrics import Metrics
 from bln_serve.serving.prediction import Work
 from bln_serve.serving.settings import Settings
 from bln_serve.signature import Arrays
 
 logger = logging.getLogger(__name__)
+
+MAX_RUN_ON_LOOP_S = 0.002
+"""A run no longer than this is made on the event loop, which spares every request two changes of thread."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,29 @@ class ServedModel:
         name: as the repository calls it.
         version: as the repository numbers it.
         manifest: what it says of itself.
+        max_run_rows: the most rows of several requests in one run.
         queue: where its requests wait and run.
     """
 
     name: str
     version: int
     manifest: Manifest
-    queue: RunQueue[Work, Arrays]
+    max_run_rows: int
+    queue: RunQueue[Portion, Arrays]
+
+    async def answer(self, work: Work, deadline: float | None = None) -> Arrays:
+        """Answer a checked request: what it would get alone, whatever shares its runs.
+
+        Args:
+            work: as `prepare` returns it for this model.
+            deadline: when the answer is too late, in the event loop's time; None for never.
+
+        Raises:
+            RequestTooLargeError, OverloadedError, DeadlineExceededError: as the queue does.
+            RunError: ONNX Runtime refused a run.
+        """
+        parts = parts_of(work, self.max_run_rows, several_mini_batches=self.manifest.several_mini_batches)
+        return join(await self.queue.answer(parts, deadline))
 
 
 @dataclass(frozen=True)
@@ -61,14 +84,16 @@ class Catalog:
 
     Args:
         settings: paths, pins, default model, threads and the queues' bound.
+        metrics: where each model's runs are counted.
 
     Raises:
         ModelNotFoundError: nothing is under a path, or a pinned or default model is not there.
         UsageError: two paths hold the same version of a model, or a model's name cannot be in a URL.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         found = [version for path in settings.paths for version in find(path)]
         _check_found(found)
         self._candidates: Mapping[str, list[ModelVersion]] = candidates(found, settings.model)
@@ -152,10 +177,12 @@ class Catalog:
 
     async def _load_all(self) -> None:
         for name, versions in self._candidates.items():
-            loaded = await asyncio.to_thread(load_first_verified, versions, self._settings.threads)
+            max_run_rows = self._settings.run_rows_of(name)
+            load = partial(load_first_verified, versions, self._settings.threads, max_run_rows=max_run_rows)
+            loaded = await asyncio.to_thread(load)
             self._broken += loaded.broken
-            if loaded.version and loaded.model:
-                self._serve(loaded.version, loaded.model)
+            if loaded.version and loaded.model and loaded.cost:
+                self._serve(loaded.version, loaded.model, loaded.cost)
             self._pending.remove(name)
         if not self.readiness().ready:
             logger.error("error: the service is not ready: a model it needs could not be loaded. /readyz says why.")
@@ -163,14 +190,26 @@ class Catalog:
         gc.collect()
         gc.freeze()
 
-    def _serve(self, version: ModelVersion, model: Model) -> None:
-        queue = RunQueue[Work, Arrays](
-            lambda work: model.run(work.inputs, work.sizes),
+    def _serve(self, version: ModelVersion, model: Model, cost: CostCurve) -> None:
+        name, manifest = version.name, model.manifest
+        given = self._settings.run_rows_of(name)
+        max_run_rows = given or cost.max_run_rows
+        filled = self._settings.deterministic and manifest.rule is None
+        queue = RunQueue[Portion, Arrays](
+            SharedRun(model, max_run_rows if filled else None),
             max_queued_rows=self._settings.max_queued_rows,
-            name=version.name,
+            max_run_rows=max_run_rows,
+            in_thread=cost.run_s > MAX_RUN_ON_LOOP_S,
+            report=self._metrics.serve(name, version.version, manifest, max_run_rows),
+            name=name,
         )
-        self._served[version.name] = ServedModel(version.name, version.version, model.manifest, queue)
-        logger.info("%s", describe(self._served[version.name]))
+        self._metrics.watch_queue(name, version.version, lambda: queue.queued_rows)
+        self._served[name] = ServedModel(name, version.version, manifest, max_run_rows, queue)
+        logger.info("%s", describe(self._served[name]))
+        how = "as set" if given else "measured; to keep it"
+        logger.info(
+            "runs of %s have at most %d rows (%s: --max-run-rows %s=%d)", name, max_run_rows, how, name, max_run_rows
+        )
 
 
 def describe(served: ServedModel) -> str:

@@ -8,6 +8,7 @@ from bln_serve.artifact import Artifact
 from bln_serve.errors import ArtifactError, BlnServeError
 from bln_serve.repository import ModelVersion
 from bln_serve.runtime import Model, replay
+from bln_serve.serving.cost import CostCurve, measure
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +33,32 @@ class Loaded:
     Attributes:
         version: the one to serve, or None where none passed.
         model: that version, warmed by its own samples.
+        cost: what its runs cost.
         broken: the versions that were tried before it.
     """
 
     version: ModelVersion | None
     model: Model | None
+    cost: CostCurve | None
     broken: tuple[BrokenVersion, ...]
 
 
-def load_first_verified(candidates: Sequence[ModelVersion], threads: int | None) -> Loaded:
+def load_first_verified(
+    candidates: Sequence[ModelVersion], threads: int | None, *, max_run_rows: int | None = None
+) -> Loaded:
     """Load the first version that passes its verification.
 
     Args:
         candidates: versions of one model, in the order to try them.
         threads: of one run; None for as many as the CPU quota and the affinity allow.
+        max_run_rows: the most rows of several requests in one run, where that is given; else it is measured.
     """
     broken: list[BrokenVersion] = []
     for version in candidates:
         try:
-            return Loaded(version, load_verified(version, threads), tuple(broken))
+            model = load_verified(version, threads)
+            cost = measure(Artifact.open(version.path), model, max_run_rows)
+            return Loaded(version, model, cost, tuple(broken))
         except (BlnServeError, OSError) as error:  # of the system's own: no permission, a disk that fails
             reason = str(error)
             logger.error("error: %s version %d is not served: %s", version.name, version.version, reason)
@@ -58,7 +66,7 @@ def load_first_verified(candidates: Sequence[ModelVersion], threads: int | None)
             reason = f"{type(error).__name__} while loading; the service's log has the details"
             logger.exception("error: %s version %d is not served: %s", version.name, version.version, error)
         broken.append(BrokenVersion(version, reason))
-    return Loaded(None, None, tuple(broken))
+    return Loaded(None, None, None, tuple(broken))
 
 
 def load_verified(version: ModelVersion, threads: int | None) -> Model:

@@ -63,7 +63,7 @@ def read(body: bytes) -> PredictRequest:
         received = "both" if "inputs" in document else "neither"
         raise MalformedRequestError(f"Expected either 'instances' or 'inputs'. Received: {received}.")
     inputs = _instances(document["instances"]) if "instances" in document else _inputs(document["inputs"])
-    return PredictRequest(inputs, _mini_batch_rows(document))
+    return PredictRequest(inputs, write, _mini_batch_rows(document))
 
 
 def write(prediction: Prediction) -> Encoded:

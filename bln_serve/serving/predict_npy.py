@@ -41,7 +41,7 @@ def read(body: bytes) -> PredictRequest:
         array = np.ndarray(shape, dtype, buffer=body, offset=start, order="F" if fortran_order else "C")
     except (ValueError, OverflowError) as error:  # an empty array may announce dimensions that NumPy cannot have
         raise MalformedRequestError(f"Expected an .npy body that NumPy can hold. Received: {error}.") from error
-    return PredictRequest(array)
+    return PredictRequest(array, write)
 
 
 def write(prediction: Prediction) -> Encoded:

@@ -1,6 +1,10 @@
-"""A request and its answer, whatever the wire format: read -> PredictRequest -> Work -> Prediction -> written."""
+"""A request and its answer, whatever the wire protocol: Message -> PredictRequest -> Work -> Prediction -> Encoded.
 
-from collections.abc import Mapping
+Each protocol has a module with `read(message) -> PredictRequest`. What the answer has to look like is known then, and
+travels along as the request's `write`.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +16,33 @@ from bln_serve.signature import Arrays, rows_of
 from bln_serve.statistics import run_length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A request as it came over HTTP.
+
+    Attributes:
+        body: all of it.
+        headers: by lower-case name; of several with one name the last.
+        query: of the URL, by name.
+    """
+
+    body: bytes
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class PredictRequest:
     """What a client sent, read but not checked against the model.
 
     Attributes:
         inputs: by name, or one array without a name.
+        write: turns the answer into what the client expects; raises NonFiniteAnswerError where that cannot say it.
         mini_batch_rows: as the body names it, 0 or more; None where it doesn't.
     """
 
     inputs: Mapping[str, NDArray[Any]] | NDArray[Any]
+    write: Callable[["Prediction"], "Encoded"]
     mini_batch_rows: int | None = None
 
 

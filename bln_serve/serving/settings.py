@@ -17,15 +17,22 @@ from bln_serve.errors import UsageError
 
 ENVIRONMENT_PREFIX = "BLN_SERVE_"
 
+ALL_MODELS = "*"
+"""In `max_run_rows`, the name of every model that has no entry of its own."""
+
 # How an option's value is written in --help; otherwise as the option's own name.
 _METAVARS = {
     "model": "NAME=VERSION",
     "default_model": "NAME",
     "max_body_bytes": "BYTES",
     "max_queued_rows": "ROWS",
+    "max_run_rows": "[NAME=]ROWS",
+    "request_timeout_s": "SECONDS",
     "shutdown_timeout_s": "SECONDS",
     "threads": "N",
 }
+
+_REPEATABLE = ("model", "max_run_rows")
 
 
 class Settings(BaseSettings):
@@ -55,7 +62,20 @@ class Settings(BaseSettings):
         default=8 * 1024 * 1024, ge=1, description="the largest request body accepted, in bytes"
     )
     max_queued_rows: int = Field(
-        default=16384, ge=1, description="the most rows that wait or run for one model; above it requests get 503"
+        default=16384, ge=1, description="the most rows of unanswered requests to one model; above it requests get 503"
+    )
+    max_run_rows: Annotated[Mapping[str, int], NoDecode] = Field(
+        default_factory=dict,
+        description="the most rows of several requests in one run, of every model or of one; repeatable; the variable "
+        "takes several, separated by commas. By default measured at the start",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="fill each run of independent rows up to the most that it may have, so that a row's answer has the "
+        "same bits whatever shares its run; slower where there are few requests",
+    )
+    request_timeout_s: float = Field(
+        default=30, gt=0, description="seconds from a request's arrival in which it is answered, or gets 504"
     )
     shutdown_timeout_s: int = Field(
         default=20,
@@ -75,18 +95,37 @@ class Settings(BaseSettings):
     @field_validator("model", mode="before")
     @classmethod
     def _read_pins(cls, value: Any) -> Any:
-        items = value.split(",") if isinstance(value, str) else value
-        if isinstance(items, Mapping):
-            return items
-        pins: dict[str, str] = {}
-        for item in items:
-            name, _, version = (part.strip() for part in item.partition("="))
-            if not name or not version.isascii() or not version.isdigit() or version.startswith("0"):
-                raise ValueError("NAME=VERSION, such as digits=2")
-            if pins.get(name, version) != version:
-                raise ValueError(f"one version a model, and not two for {name!r}")
-            pins[name] = version
-        return pins
+        return _by_name(value, "NAME=VERSION, such as digits=2", "one version a model, and not two")
+
+    @field_validator("max_run_rows", mode="before")
+    @classmethod
+    def _read_run_rows(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            return {ALL_MODELS: value}
+        return _by_name(
+            value, "ROWS or NAME=ROWS, such as 64 or digits=64", "one number a model, and not two", ALL_MODELS
+        )
+
+    def run_rows_of(self, name: str) -> int | None:
+        """Return the rows that a model's runs have at most, as set; None for what is measured."""
+        return self.max_run_rows.get(name, self.max_run_rows.get(ALL_MODELS))
+
+
+def _by_name(value: Any, expected: str, once: str, without_name: str | None = None) -> Any:
+    """Read NAME=NUMBER items, given as text with commas, or one by one; a mapping stays as it is."""
+    if isinstance(value, Mapping):
+        return value
+    numbers: dict[str, str] = {}
+    for item in value.split(",") if isinstance(value, str) else value:
+        name, equals, number = (part.strip() for part in item.rpartition("="))
+        if not equals and without_name is not None:
+            name = without_name
+        if not name or not number.isascii() or not number.isdigit() or number.startswith("0"):
+            raise ValueError(expected)
+        if numbers.get(name, number) != number:
+            raise ValueError(f"{once} for {name!r}")
+        numbers[name] = number
+    return numbers
 
 
 def from_command_line(argv: Sequence[str] | None = None) -> Settings:
@@ -128,15 +167,18 @@ def _parser() -> argparse.ArgumentParser:
         if name == "paths":
             parser.add_argument("paths", nargs="*", metavar="PATH", help=text, default=argparse.SUPPRESS)
         else:
-            action = "append" if name == "model" else "store"
             option = f"--{name.replace('_', '-')}"
+            if field.annotation is bool:
+                parser.add_argument(option, action="store_true", help=text)
+                continue
+            action = "append" if name in _REPEATABLE else "store"
             parser.add_argument(option, action=action, metavar=_METAVARS.get(name, name.upper()), help=text)
     return parser
 
 
 def _default(value: Any) -> str:
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-    return f" (default: {shown})" if shown is not None and shown != {} else ""
+    return f" (default: {shown})" if shown is not None and shown is not False and shown != {} else ""
 
 
 def _sentence(detail: Any) -> str:

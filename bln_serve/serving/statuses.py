@@ -19,6 +19,7 @@ from bln_serve import errors
 logger = logging.getLogger(__name__)
 
 STATUSES: Mapping[type[errors.BlnServeError], HTTPStatus] = {
+    errors.BodyTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
     errors.MalformedRequestError: HTTPStatus.BAD_REQUEST,
     errors.ModelNotFoundError: HTTPStatus.NOT_FOUND,
     errors.RequestTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -28,11 +29,17 @@ STATUSES: Mapping[type[errors.BlnServeError], HTTPStatus] = {
     errors.NonFiniteAnswerError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ModelNotReadyError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.DeadlineExceededError: HTTPStatus.GATEWAY_TIMEOUT,
     errors.BlnServeError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """The nearest class above an error decides."""
 
 _RETRY = {"retry-after": "1"}  # seconds
+_HEADERS = {
+    HTTPStatus.SERVICE_UNAVAILABLE: _RETRY,
+    # The rest of the body may still come: it must not be taken for the next request.
+    HTTPStatus.REQUEST_TIMEOUT: {"connection": "close"},
+}
 _GOING_DOWN = "Expected the whole request before the service goes down. Received: a part of it. Try again later."
 _OUR_FAULT = "Expected to be able to answer. Received: an error inside the service; its log has the details."
 
@@ -56,13 +63,24 @@ def install(app: FastAPI) -> None:
     app.add_middleware(LastResort)
 
 
-async def _answer_our_own(request: Request, error: errors.BlnServeError) -> Response:
+def response_to(error: errors.BlnServeError, method: str, path: str) -> Response:
+    """Return what a request to this path is answered with because of this error."""
     status = status_of(error)
     if status is HTTPStatus.INTERNAL_SERVER_ERROR:
         # What ONNX Runtime says is for whoever runs the service, and may hold paths.
-        logger.error("error: %s %s failed: %s", request.method, request.url.path, error, exc_info=error)
+        logger.error("error: %s %s failed: %s", method, path, error, exc_info=error)
         return error_response(status, _OUR_FAULT)
-    return error_response(status, str(error), _RETRY if status is HTTPStatus.SERVICE_UNAVAILABLE else None)
+    return error_response(status, str(error), _HEADERS.get(status))
+
+
+async def _answer_our_own(request: Request, error: errors.BlnServeError) -> Response:
+    return response_to(error, request.method, request.url.path)
+
+
+def not_allowed(method: str, path: str, allowed: str) -> Response:
+    """Return what a request with a wrong method is answered with."""
+    sentence = f"Expected {allowed}. Received: {method} {path}."
+    return error_response(HTTPStatus.METHOD_NOT_ALLOWED, sentence, {"allow": allowed})
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:

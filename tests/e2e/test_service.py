@@ -63,9 +63,11 @@ def test_the_output_says_where_it_listens_and_what_may_be_sent(server: Any) -> N
 
     asyncio.run(body())
     assert server.first_line == f"bln-serve listening on {server.url}"
-    (line,) = [line for line in server.lines if "digits_rnn" in line]
+    (line,) = [line for line in server.lines if line.startswith("serving digits_rnn")]
     assert "version 1: statistics MMMM, row coupling mini-batch" in line
     assert "rows in mini-batches of 25, at least 2, to /models/digits_rnn/predict" in line
+    (limit,) = [line for line in server.lines if line.startswith("runs of digits_rnn")]
+    assert limit == "runs of digits_rnn have at most 25 rows (measured; to keep it: --max-run-rows digits_rnn=25)"
 
 
 def test_fifty_concurrent_clients_get_the_answers_they_get_alone(server: Any, rnn: Any) -> None:

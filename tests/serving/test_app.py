@@ -10,7 +10,7 @@ import pytest
 import bln_serve
 from bln_serve.artifact import Artifact
 from bln_serve.errors import RunError
-from bln_serve.serving.batching import RunQueue
+from bln_serve.serving.catalog import ServedModel
 from bln_serve.verification import Tolerance, compare
 
 NPY = {"content-type": "application/x-npy"}
@@ -253,7 +253,7 @@ def test_what_goes_wrong_inside_is_logged_and_not_told(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunQueue, "answer", fail)
+        patch.setattr(ServedModel, "answer", fail)
         answer = service.post("/predict", json={"instances": [IMAGE]})
     assert answer.status_code == 500
     assert answer.json()["error"].startswith("Expected to be able to answer. Received: an error inside the service")
@@ -270,7 +270,7 @@ def test_an_answer_that_json_cannot_say(
     async def overflow(*_: Any) -> dict[str, np.ndarray]:
         return {"y": np.array([[0.0], [np.inf]], np.float32)}
 
-    monkeypatch.setattr(RunQueue, "answer", overflow)
+    monkeypatch.setattr(ServedModel, "answer", overflow)
     answer = service.post("/predict", json={"instances": [IMAGE] * 2})
     assert answer.status_code == 422
     assert "in 1 of 2 rows, at index 1" in answer.json()["error"]

@@ -107,9 +107,9 @@ def test_while_loading_the_service_is_alive_and_not_ready(
 ) -> None:
     go_on = threading.Event()
 
-    def slow(*arguments: Any) -> loading.Loaded:
+    def slow(*arguments: Any, **more: Any) -> loading.Loaded:
         go_on.wait()
-        return loading.load_first_verified(*arguments)
+        return loading.load_first_verified(*arguments, **more)
 
     monkeypatch.setattr(catalog, "load_first_verified", slow)
     service = start(paths=[repository("digits_cnn")], loaded=False)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,41 @@ def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
         assert field.description, name
         assert " ".join(field.description.split()) in shown
         assert name == "paths" or f"--{name.replace('_', '-')} " in shown
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    options = [
+        "BLN_SERVE_PATHS",
+        *(f"| `--{name.replace('_', '-')}" for name in Settings.model_fields if name != "paths"),
+    ]
+    assert [option for option in options if option not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("64", {"a": 64, "b": 64}),
+        ("a=8,64", {"a": 8, "b": 64}),
+        (["a=8"], {"a": 8, "b": None}),
+        (16, {"a": 16, "b": 16}),
+    ],
+)
+def test_the_rows_of_a_run_are_set_for_all_models_or_for_one(value: Any, expected: dict[str, int | None]) -> None:
+    settings = make(max_run_rows=value)
+    assert {name: settings.run_rows_of(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("value", ["0", "x", "a=", "=8", "a=0", "a=8,a=9", "-1", "8.5"])
+def test_rows_of_a_run_that_are_none(value: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"--max-run-rows \(BLN_SERVE_MAX_RUN_ROWS\) to be (ROWS or NAME=ROWS|one number)"
+    ):
+        make(max_run_rows=value)
+
+
+def test_a_switch_is_set_by_option_and_by_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not from_command_line([]).deterministic
+    assert from_command_line(["--deterministic"]).deterministic
+    monkeypatch.setenv("BLN_SERVE_DETERMINISTIC", "true")
+    assert from_command_line([]).deterministic

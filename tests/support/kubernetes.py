@@ -92,7 +92,7 @@ def _validate(manifest: Manifest, version: str) -> None:
 def service_routes() -> frozenset[str]:
     with mock.patch.dict(os.environ, clear=True):
         app = create_app(Settings(paths=(ARTIFACTS,)))
-    return frozenset(getattr(route, "path", "") for route in app.routes)
+    return frozenset(app.openapi()["paths"])
 
 
 @cache

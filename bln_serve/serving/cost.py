@@ -1,0 +1,89 @@
+"""How many rows a run should have: measured once, at start, on the artifact's own samples.
+
+A run of r rows takes t(r) seconds. Rows a second, r / t(r), rise with r as long as what a run costs besides its rows
+counts, and may fall again where the values between the layers no longer fit the cache. The limit is the smallest r that
+reaches NEARLY of the best rate seen, among runs short enough not to hold up other requests for long.
+
+A container whose processor time was just taken away measures too slow a run; the limit then still is a good one, since
+it depends on ratios alone. Whoever wants the same limit at each start gives it: then nothing is measured.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from bln_serve.artifact import Artifact
+from bln_serve.runtime import Model
+from bln_serve.serving.merging import Portion, SharedRun
+from bln_serve.signature import Arrays, rows_of
+
+MAX_ROWS = 512
+MAX_RUN_S = 0.05
+NEARLY = 0.95
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """What runs cost.
+
+    Attributes:
+        points: rows of a run and its seconds, by rows.
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    @property
+    def max_run_rows(self) -> int:
+        """The rows that a run should have at most."""
+        best = max(rows / seconds for rows, seconds in self.points)
+        return next(rows for rows, seconds in self.points if rows / seconds >= NEARLY * best)
+
+    @property
+    def run_s(self) -> float:
+        """Seconds of a run of that many rows."""
+        return dict(self.points)[self.max_run_rows]
+
+
+def measure(
+    artifact: Artifact, model: Model, max_run_rows: int | None = None, clock: Callable[[], float] = time.perf_counter
+) -> CostCurve:
+    """Time runs of more and more rows, until they take too long.
+
+    Args:
+        artifact: whose samples are run, again and again one after the other.
+        model: the same, loaded.
+        max_run_rows: the limit, where it is given: then its run alone is timed.
+        clock: in seconds.
+
+    Returns:
+        The shortest of some runs of each size: what disturbs a run only makes it longer.
+    """
+    rule = model.manifest.rule
+    unit = rule.default_rows if rule else 1
+    several = rule is None or model.manifest.several_mini_batches
+    run = SharedRun(model)
+    inputs = model.manifest.signature.validate(artifact.samples()[-1].inputs)
+    points: list[tuple[int, float]] = []
+    count = max(1, max_run_rows // unit) if max_run_rows and several else 1
+    while True:
+        portions = [Portion(_repeated(inputs, count * unit), count if rule else None)]
+        seconds = min(_timed(partial(run, portions), clock) for _ in range(REPEATS))
+        points.append((count * unit, seconds))
+        count *= 2
+        if max_run_rows or not several or count * unit > MAX_ROWS or 2 * seconds > MAX_RUN_S:
+            return CostCurve(tuple(points))
+
+
+def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    began = clock()
+    call()
+    return clock() - began
+
+
+def _repeated(inputs: Arrays, rows: int) -> Arrays:
+    index = np.arange(rows) % rows_of(inputs)
+    return {name: array[index] for name, array in inputs.items()}

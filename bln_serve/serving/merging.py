@@ -1,0 +1,126 @@
+"""Which rows may share a run, and how: what the kinds of row coupling allow.
+
+    independent       rows of all requests, one after the other
+    coupled           mini-batches of equal size side by side, each with statistics and slots of its own
+    coupled, and the model takes one mini-batch a run: each by itself
+
+A request's portions are no larger than a run should be, so that a large request neither holds the others up for long
+nor takes the memory of all its rows at once. What is computed for a mini-batch never depends on what shares its run:
+the export proved and compared that before it wrote the artifact.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from bln_serve.runtime import Model
+from bln_serve.serving.batching import Part
+from bln_serve.serving.prediction import Work
+from bln_serve.signature import Arrays, rows_of
+
+_ROWS = "rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Rows of one request that stay in one run.
+
+    Attributes:
+        inputs: by name, each (rows, ...).
+        mini_batches: of how many mini-batches of equal size they are; None where rows are independent.
+    """
+
+    inputs: Arrays
+    mini_batches: int | None
+
+
+def parts_of(work: Work, max_run_rows: int, *, several_mini_batches: bool) -> list[Part[Portion]]:
+    """Divide a request into the parts that a queue runs.
+
+    Args:
+        work: a checked request.
+        max_run_rows: the most rows of a part, unless a single mini-batch has more.
+        several_mini_batches: whether the model takes several mini-batches in one run.
+
+    Returns:
+        The parts, in the order of the request's rows.
+    """
+    if work.sizes is None:
+        return [
+            Part(
+                Portion(_rows(work.inputs, start, start + max_run_rows), None),
+                min(max_run_rows, work.rows - start),
+                _ROWS,
+            )
+            for start in range(0, work.rows, max_run_rows)
+        ]
+    parts, start = [], 0
+    for size, alike in groupby(work.sizes):
+        left = len(list(alike))
+        most = max(1, max_run_rows // size) if several_mini_batches else 1
+        group: Hashable = size if several_mini_batches else None
+        while left:
+            count = min(most, left)
+            stop = start + count * size
+            parts.append(Part(Portion(_rows(work.inputs, start, stop), count), count * size, group, count))
+            start, left = stop, left - count
+    return parts
+
+
+class SharedRun:
+    """Runs portions that a queue put together: what the queue calls.
+
+    Args:
+        model: whose runs these are.
+        fixed_rows: how many rows each run of independent rows is filled up to, so that all have one shape and a row's
+            answer the same bits whatever shares its run; None for no filling.
+    """
+
+    def __init__(self, model: Model, fixed_rows: int | None = None) -> None:
+        self._model = model
+        self._fixed_rows = fixed_rows
+
+    def __call__(self, portions: Sequence[Portion]) -> list[Arrays]:
+        """Answer each portion.
+
+        Returns:
+            For each, every output by name, (rows, ...).
+
+        Raises:
+            RunError: ONNX Runtime refused the run.
+        """
+        inputs = _joined([portion.inputs for portion in portions])
+        rows = rows_of(inputs)
+        if portions[0].mini_batches is None:
+            outputs = self._model.run(self._filled_up(inputs, rows), None)
+        else:
+            count = sum(portion.mini_batches or 0 for portion in portions)
+            outputs = self._model.run(inputs, (rows,)) if count == 1 else self._model.run_mini_batches(inputs, count)
+        if len(portions) == 1 and self._fixed_rows is None:
+            return [outputs]
+        ends = np.cumsum([rows_of(portion.inputs) for portion in portions]).tolist()
+        return [_rows(outputs, start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _filled_up(self, inputs: Arrays, rows: int) -> Arrays:
+        if self._fixed_rows is None or rows >= self._fixed_rows:
+            return inputs
+        # Copies of a row that is there: no value that the model might not take.
+        more = self._fixed_rows - rows
+        return {name: np.concatenate([array, np.repeat(array[:1], more, axis=0)]) for name, array in inputs.items()}
+
+
+def join(answers: Sequence[Arrays]) -> Arrays:
+    """Put the answers to a request's parts together, in order."""
+    return _joined(answers)
+
+
+def _joined(several: Sequence[Arrays]) -> Arrays:
+    if len(several) == 1:
+        return several[0]
+    return {name: np.concatenate([arrays[name] for arrays in several]) for name in several[0]}
+
+
+def _rows(arrays: Arrays, start: int, stop: int) -> Arrays:
+    return {name: array[start:stop] for name, array in arrays.items()}

@@ -1,0 +1,250 @@
+"""Requests and answers in the Open Inference Protocol, version 2, which KServe, Triton and MLServer speak over HTTP.
+
+    request   {"id": TEXT, "parameters": {...}, "inputs": [INPUT, ...], "outputs": [WANTED, ...]}
+    INPUT     {"name": N, "shape": [S, ...], "datatype": "FP32", "parameters": {...}, "data": [NUMBER, ...]}
+    WANTED    {"name": N, "parameters": {...}}; where `outputs` is left out, every output is wanted
+    answer    {"model_name": M, "model_version": "1", "id": TEXT, "parameters": {...}, "outputs": [OUTPUT, ...]}
+    OUTPUT    {"name": N, "datatype": "FP32", "shape": [S, ...], "data": [NUMBER, ...]}
+
+Elements may stand as bytes behind the JSON instead (`binary_tensors`): an input's with its parameter binary_data_size,
+an output's where the request has binary_data_output or the wanted output binary_data. Parameters of our own begin with
+bln_: bln_mini_batch_rows in a request, bln_statistics and bln_mini_batches in an answer. Others' are ignored, as the
+protocol allows, except those that ask for what would not be done.
+
+Source: https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from bln_serve.errors import MalformedRequestError
+from bln_serve.manifest import Manifest
+from bln_serve.serving import binary_tensors, predict_json
+from bln_serve.serving.binary_tensors import shown
+from bln_serve.serving.prediction import Encoded, Message, Prediction, PredictRequest
+from bln_serve.signature import ModelSignature, TensorSpec
+
+_ROWS = "bln_mini_batch_rows"
+_EXPECTED_ROWS = f"{_ROWS} to be a whole number from 0 (one mini-batch of all rows), or left out"
+# The URL decides which model is asked; KServe's client repeats its name.
+_KEYS = {"id", "model_name", "model_version", "parameters", "inputs", "outputs"}
+_INPUT_KEYS = {"name", "shape", "datatype", "parameters", "data"}
+_OUTPUT_KEYS = {"name", "parameters"}
+
+_NO_SEQUENCE = "No model here remembers earlier requests"
+_NO_SHARED_MEMORY = "No memory is shared with clients: data travel in the bodies"
+_NOT_DONE = {
+    "sequence_id": _NO_SEQUENCE,
+    "sequence_start": _NO_SEQUENCE,
+    "sequence_end": _NO_SEQUENCE,
+    "priority": "Requests are answered in their order",
+    "timeout": "Send the header bln-timeout-ms instead",
+    "classification": "Take the largest entries of the output itself",
+    "shared_memory_region": _NO_SHARED_MEMORY,
+    "shared_memory_byte_size": _NO_SHARED_MEMORY,
+    "shared_memory_offset": _NO_SHARED_MEMORY,
+}
+
+
+def read(message: Message, signature: ModelSignature) -> PredictRequest:
+    """Read a request. Bytes of tensors are not copied.
+
+    Args:
+        message: with inference-header-content-length among its headers where tensors stand behind the JSON.
+        signature: of the model, among whose outputs the request may choose.
+
+    Raises:
+        MalformedRequestError: the message is none of this protocol, contradicts itself, or asks for what is not done.
+        InvalidInputError: the data of an input are no rectangular array of its datatype.
+    """
+    body = message.body
+    length = binary_tensors.header_length(message.headers, body)
+    if length == 0 and binary_tensors.HEADER_LENGTH in message.headers:
+        every = dict.fromkeys([spec.name for spec in signature.outputs], True)
+        return PredictRequest(binary_tensors.only_input(signature, body), partial(_write, None, every))
+    document = _document(body, length)
+    parameters = _parameters(document, _ROWS)
+    request_id, rows = document.get("id"), parameters.get(_ROWS)
+    _checked(request_id, request_id is None or type(request_id) is str, "id to be text")
+    _checked(rows, rows is None or (type(rows) is int and rows >= 0), _EXPECTED_ROWS)
+    binary = _outputs(document.get("outputs"), _flag(parameters, "binary_data_output", default=False), signature)
+    return PredictRequest(_inputs(document.get("inputs"), body, length), partial(_write, request_id, binary), rows)
+
+
+def slow_bytes(message: Message) -> int:
+    """Return how many bytes are parsed slowly: those of the JSON."""
+    try:
+        return binary_tensors.header_length(message.headers, message.body)
+    except MalformedRequestError:  # which is for `read` to say
+        return 0
+
+
+def _document(body: bytes, length: int) -> dict[str, Any]:
+    try:
+        document = orjson.loads(memoryview(body)[:length])
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequestError(
+            f"Expected JSON in the first {length} of {len(body)} bytes. Received: {error}. JSON has no NaN and no "
+            "Infinity; Inference-Header-Content-Length must name its length where bytes of tensors follow it."
+        ) from error
+    return _object("the request", document, _KEYS)
+
+
+def _inputs(tensors: Any, body: bytes, start: int) -> dict[str, NDArray[Any]]:
+    """Read the inputs, of which those as bytes follow one another from `start` to the body's end."""
+    inputs: dict[str, NDArray[Any]] = {}
+    for tensor in _checked(tensors, type(tensors) is list, "inputs to be a list"):
+        name = _name("inputs", _object("each of inputs", tensor, _INPUT_KEYS), inputs)
+        head = binary_tensors.head(name, tensor.get("datatype"), tensor.get("shape"))
+        size, data = _parameters(tensor).get("binary_data_size"), tensor.get("data")
+        if (size is None) == (data is None):
+            expected = f"either data or parameters.binary_data_size of input {shown(name)}"
+            raise MalformedRequestError(f"Expected {expected}. Received: {'neither' if data is None else 'both'}.")
+        if size is None:
+            inputs[name] = binary_tensors.from_json(head, data)
+        else:
+            inputs[name] = binary_tensors.from_bytes(head, size, body, start)
+            start += size
+    if start != len(body):
+        raise MalformedRequestError(
+            f"Expected a body of {start} bytes, the JSON and the tensors behind it. Received: {len(body)} bytes."
+        )
+    return inputs
+
+
+def _outputs(wanted: Any, binary: bool, signature: ModelSignature) -> dict[str, bool]:
+    """Return the names of the outputs to answer, in order, and whether as bytes."""
+    names = [spec.name for spec in signature.outputs]
+    if wanted is None:
+        return dict.fromkeys(names, binary)
+    chosen: dict[str, bool] = {}
+    for output in _checked(wanted, type(wanted) is list, "outputs to be a list"):
+        name = _name("outputs", _object("each of outputs", output, _OUTPUT_KEYS), chosen)
+        if name not in names:
+            raise MalformedRequestError(
+                f"Expected outputs to name outputs of the model: {', '.join(names)}. Received: {shown(name)}."
+            )
+        chosen[name] = _flag(_parameters(output), "binary_data", default=binary)
+    return chosen or dict.fromkeys(names, binary)
+
+
+def _checked(value: Any, is_right: bool, expected: str) -> Any:
+    if is_right:
+        return value
+    raise MalformedRequestError(f"Expected {expected}. Received: {shown(value)}.")
+
+
+def _object(what: str, value: Any, keys: set[str]) -> dict[str, Any]:
+    if type(value) is dict and value.keys() <= keys:
+        return value
+    received = shown(sorted(value.keys() - keys)) if type(value) is dict else shown(value)
+    expected = f"{what} to be a JSON object with no other keys than {', '.join(sorted(keys))}"
+    raise MalformedRequestError(f"Expected {expected}. Received: {received}.")
+
+
+def _name(what: str, holder: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    name = holder.get("name")
+    if type(name) is str and name not in others:
+        return name
+    received = f"{shown(name)} twice" if type(name) is str else shown(name)
+    raise MalformedRequestError(f"Expected each of {what} to have a name of its own. Received: {received}.")
+
+
+def _parameters(holder: Mapping[str, Any], own: str | None = None) -> Mapping[str, Any]:
+    if (given := holder.get("parameters")) is None:
+        return {}
+    parameters: dict[str, Any] = _checked(given, type(given) is dict, "parameters to be a JSON object")
+    for name, value in parameters.items():
+        # 0, "", false and null are Triton's words for not asking.
+        if name in _NOT_DONE and value:
+            raise MalformedRequestError(f"Expected no parameter {name}. Received: {shown(value)}. {_NOT_DONE[name]}.")
+        if name.startswith("bln_") and name != own:
+            of = "of the request" if own else "of an input or output"
+            expected = f"no parameter that begins with bln_ but {_ROWS}, of the request"
+            raise MalformedRequestError(f"Expected {expected}. Received: {shown(name)} {of}.")
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name)
+    return default if value is None else bool(_checked(value, type(value) is bool, f"{name} to be true or false"))
+
+
+def _write(request_id: str | None, binary: Mapping[str, bool], prediction: Prediction) -> Encoded:
+    """Write an answer: these outputs in this order, True for those as bytes.
+
+    Raises:
+        NonFiniteAnswerError: an output in JSON holds NaN or infinity.
+    """
+    outputs, tail = list[dict[str, Any]](), list[bytes]()
+    for name, as_bytes in binary.items():
+        array = prediction.outputs[name]
+        datatype = binary_tensors.datatype_of(array.dtype)
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
+        if as_bytes:
+            tail.append(binary_tensors.to_bytes(array))
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            predict_json._check_finite(name, array)
+            output["data"] = array.ravel()
+        outputs.append(output)
+    document: dict[str, Any] = {"model_name": prediction.model, "model_version": str(prediction.version)}
+    if request_id is not None:
+        document["id"] = request_id
+    if facts := _known({"bln_statistics": prediction.statistics, "bln_mini_batches": prediction.mini_batches}):
+        document["parameters"] = facts
+    document["outputs"] = outputs
+    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return binary_tensors.join(header, tail) if tail else Encoded(header, predict_json.MEDIA_TYPE, {})
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """Return what GET /v2 says of a service of this version."""
+    return {"name": "bln_serve", "version": version, "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(
+    name: str, versions: Sequence[int], manifest: Manifest, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what GET /v2/models/NAME says.
+
+    Args:
+        name: of the model.
+        versions: those that are served.
+        manifest: of the version that the metadata are of.
+        parameters: what there is to say beside the manifest, by names that begin with `bln_`.
+
+    Returns:
+        A JSON object. Rows are -1 in its shapes; facts that are null are left out.
+    """
+    facts = {
+        "bln_statistics": manifest.statistics,
+        "bln_row_coupling": manifest.row_coupling.value,
+        "bln_row_coupling_reason": manifest.row_coupling_reason,
+        "bln_mini_batch_rows": manifest.mini_batch_rows,
+        "bln_min_mini_batch_rows": manifest.min_mini_batch_rows,
+        "bln_max_mini_batch_rows": manifest.max_mini_batch_rows,
+        **parameters,
+    }
+    return {
+        "name": name,
+        "versions": [str(version) for version in versions],
+        "platform": "onnxruntime_onnx",
+        "inputs": [_tensor_metadata(spec) for spec in manifest.signature.inputs],
+        "outputs": [_tensor_metadata(spec) for spec in manifest.signature.outputs],
+        "parameters": _known(facts),
+    }
+
+
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    shape = [-1 if size is None else size for size in spec.shape]
+    return {"name": spec.name, "datatype": binary_tensors.datatype_of(np.dtype(spec.dtype)), "shape": shape}
+
+
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value is not None}
