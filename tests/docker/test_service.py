@@ -165,7 +165,8 @@ def test_stopping_under_load_loses_nothing(engine: Engine, serve_image: str, mod
     rng = np.random.default_rng(0)
     bodies = [images[rng.integers(0, len(images), rows)] for _ in range(clients)]
     finished: list[float] = []
-    limit = ("--max-queued-rows", str(clients * rows))
+    # Each of them by itself, or they would be answered before anybody could stop anything.
+    limit = ("--max-queued-rows", str(clients * rows), "--max-run-rows", "2")
     with (
         running_service(engine, serve_image, models, *limit) as container,
         ThreadPoolExecutor(clients + 1) as pool,

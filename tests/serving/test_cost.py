@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from bln_serve.signature import Arrays, rows_of
 
 
 class MadeUp:
-    """A model that answers nothing and takes as long as it is told.
+    """A model that answers what it was asked, and takes as long as it is told.
 
     Args:
         artifact: whose manifest it has.
@@ -33,18 +34,19 @@ class MadeUp:
         self.seconds = seconds
         self.now = 0.0
         self.runs: list[tuple[int, int | None]] = []
+        self.inputs: Arrays = {}
 
     def run(self, inputs: Arrays, sizes: tuple[int, ...] | None) -> Arrays:
-        self._take_time(rows_of(inputs), sizes and len(sizes))
-        return inputs
+        return self._take_time(inputs, sizes and len(sizes))
 
     def run_mini_batches(self, inputs: Arrays, mini_batches: int) -> Arrays:
-        self._take_time(rows_of(inputs), mini_batches)
-        return inputs
+        return self._take_time(inputs, mini_batches)
 
-    def _take_time(self, rows: int, mini_batches: int | None) -> None:
-        self.runs.append((rows, mini_batches))
-        self.now += self.seconds(rows)
+    def _take_time(self, inputs: Arrays, mini_batches: int | None) -> Arrays:
+        self.inputs = inputs
+        self.runs.append((rows_of(inputs), mini_batches))
+        self.now += self.seconds(rows_of(inputs))
+        return inputs
 
 
 @pytest.fixture
@@ -154,10 +156,10 @@ def test_runs_stop_growing_before_they_take_too_long(
     ],
 )
 def test_a_given_limit_is_timed_alone(name: str, given_rows: int, rows: int, made_up: Callable[..., Any]) -> None:
-    curve, runs = made_up(name, linear(0.1, 0.001), given_rows)
+    curve, runs = made_up(name, linear(1e-4, 1e-6), given_rows)
     assert [rows for rows, _ in runs] == [rows]
     assert curve.max_run_rows == rows
-    assert curve.run_s == pytest.approx(0.1 + 0.001 * rows)
+    assert curve.run_s == pytest.approx(1e-4 + 1e-6 * rows)
 
 
 def test_what_disturbs_some_of_the_runs_does_not_count(made_up: Callable[..., Any]) -> None:
@@ -171,6 +173,14 @@ def test_what_disturbs_some_of_the_runs_does_not_count(made_up: Callable[..., An
     curve, _ = made_up("digits_cnn", disturbed)
     assert [seconds for _, seconds in curve.points] == [pytest.approx(calm(rows)) for rows, _ in curve.points]
     assert curve.max_run_rows == 256
+
+
+def test_what_is_run_are_the_samples_again_and_again(golden_artifacts: Path) -> None:
+    artifact = Artifact.open(golden_artifacts / "tiny_two_inputs" / "1")
+    model = MadeUp(artifact, linear(1e-4, 0))
+    measure(artifact, model, 33, clock=lambda: model.now)  # type: ignore[arg-type]
+    for name, array in artifact.samples()[-1].inputs.items():
+        np.testing.assert_array_equal(model.inputs[name], np.concatenate([array, array, array[:3]]))
 
 
 @pytest.mark.parametrize("name", [*NAMES, *TOGETHER])
