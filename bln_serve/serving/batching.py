@@ -283,11 +283,13 @@ class RunQueue(Generic[PayloadT, AnswerT]):
     def _take_oldest(self) -> list[_Entry[PayloadT, AnswerT]]:
         """Take the part that waits longest, and what may share its run."""
         key, group = min(self._groups.items(), key=lambda item: next(iter(item[1])).number)
+        # One that nobody waits for any more is taken by itself, and so out of the way of the next in age.
+        alone = key is None or next(iter(group)).request.future.done()
         together: list[_Entry[PayloadT, AnswerT]] = []
         rows = 0
         for entry in group:
             rows += entry.part.rows
-            if together and (key is None or rows > self._max_run_rows):
+            if together and (alone or rows > self._max_run_rows):
                 break
             together.append(entry)
         for entry in together:
