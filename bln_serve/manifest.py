@@ -6,6 +6,7 @@ rows are coupled, how exactly the export was checked, and whether the other file
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Manifest:
             return "mixed"
         return next(iter(codes), None)
 
-    @property
+    @cached_property
     def rule(self) -> MiniBatchRule | None:
         """How rows may be cut, or None where they are independent."""
         return mini_batch_rule(self.layers, self.mini_batch_rows or 1, (self.row_coupling, self.row_coupling_reason))

@@ -115,7 +115,8 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         max_queued_rows: the most rows of requests that are not answered; above it requests are refused at once.
         max_run_rows: the most rows of parts that share a run; a larger part runs alone.
         in_thread: whether `run` is called in a thread of the queue's own, or else on the event loop, which spares a
-            short run two changes of thread, and in which nothing else happens meanwhile.
+            short run two changes of thread, and in which nothing else happens meanwhile. A part larger than
+            max_run_rows is never short.
         report: called after each run, before its callers go on. What it raises is the event loop's to log.
         name: of the thread.
     """
@@ -135,7 +136,8 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._max_run_rows = max_run_rows
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}") if in_thread else None
+        self._in_thread = in_thread
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
         self._numbers = count()
         self._groups: dict[Hashable, OrderedDict[_Entry[PayloadT, AnswerT], None]] = {}
         self._halves: list[list[_Entry[PayloadT, AnswerT]]] = []
@@ -198,8 +200,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._closing = True
         self._run_soon()
         await self._ended.wait()
-        if self._thread:
-            self._thread.shutdown(wait=False)
+        self._thread.shutdown(wait=False)
 
     def abort(self) -> None:
         """Refuse what comes, and also what is queued or running: their callers get OverloadedError."""
@@ -261,7 +262,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         began = self._loop.time()
         payloads = [entry.part.payload for entry in together]
         try:
-            if self._thread:
+            if self._in_thread or sum(entry.part.rows for entry in together) > self._max_run_rows:
                 call = self._loop.run_in_executor(self._thread, self._call, payloads)
                 call.add_done_callback(partial(self._take_over, together, began))
                 return

@@ -37,7 +37,8 @@ class ServedModel:
         name: as the repository calls it.
         version: as the repository numbers it.
         manifest: what it says of itself.
-        max_run_rows: the most rows of several requests in one run.
+        max_run_rows: the most rows of a run, unless a single mini-batch has more.
+        shared: whether requests share runs.
         queue: where its requests wait and run.
     """
 
@@ -45,6 +46,7 @@ class ServedModel:
     version: int
     manifest: Manifest
     max_run_rows: int
+    shared: bool
     queue: RunQueue[Portion, Arrays]
 
     async def answer(self, work: Work, deadline: float | None = None) -> Arrays:
@@ -58,7 +60,8 @@ class ServedModel:
             RequestTooLargeError, OverloadedError, DeadlineExceededError: as the queue does.
             RunError: ONNX Runtime refused a run.
         """
-        parts = parts_of(work, self.max_run_rows, several_mini_batches=self.manifest.several_mini_batches)
+        several = self.manifest.several_mini_batches
+        parts = parts_of(work, self.max_run_rows, several_mini_batches=several, shared=self.shared)
         return join(await self.queue.answer(parts, deadline))
 
 
@@ -194,9 +197,8 @@ class Catalog:
         name, manifest = version.name, model.manifest
         given = self._settings.run_rows_of(name)
         max_run_rows = given or cost.max_run_rows
-        filled = self._settings.deterministic and manifest.rule is None
         queue = RunQueue[Portion, Arrays](
-            SharedRun(model, max_run_rows if filled else None),
+            SharedRun(model),
             max_queued_rows=self._settings.max_queued_rows,
             max_run_rows=max_run_rows,
             in_thread=cost.run_s > MAX_RUN_ON_LOOP_S,
@@ -204,7 +206,9 @@ class Catalog:
             name=name,
         )
         self._metrics.watch_queue(name, version.version, lambda: queue.queued_rows)
-        self._served[name] = ServedModel(name, version.version, manifest, max_run_rows, queue)
+        self._served[name] = ServedModel(
+            name, version.version, manifest, max_run_rows, not self._settings.deterministic, queue
+        )
         logger.info("%s", describe(self._served[name]))
         how = "as set" if given else "measured; to keep it"
         logger.info(

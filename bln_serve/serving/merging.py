@@ -4,14 +4,14 @@
     coupled           mini-batches of equal size side by side, each with statistics and slots of its own
     coupled, and the model takes one mini-batch a run: each by itself
 
-A request's portions are no larger than a run should be, so that a large request neither holds the others up for long
-nor takes the memory of all its rows at once. What is computed for a mini-batch never depends on what shares its run:
+A request's portions are no larger than a run should be, so that a large request does not take the memory of all its
+rows at once. What is computed for a mini-batch never depends on what shares its run:
 the export proved and compared that before it wrote the artifact.
 """
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -36,31 +36,32 @@ class Portion:
     mini_batches: int | None
 
 
-def parts_of(work: Work, max_run_rows: int, *, several_mini_batches: bool) -> list[Part[Portion]]:
+def parts_of(work: Work, max_run_rows: int, *, several_mini_batches: bool, shared: bool = True) -> list[Part[Portion]]:
     """Divide a request into the parts that a queue runs.
 
     Args:
         work: a checked request.
         max_run_rows: the most rows of a part, unless a single mini-batch has more.
         several_mini_batches: whether the model takes several mini-batches in one run.
+        shared: whether parts of other requests may share its runs. Otherwise the runs of a request are the same
+            whatever else there is, and so are the bits of its answer.
 
     Returns:
         The parts, in the order of the request's rows.
     """
     if work.sizes is None:
+        group: Hashable = _ROWS if shared else None
+        if work.rows <= max_run_rows:
+            return [Part(Portion(work.inputs, None), work.rows, group)]
+        cuts = [*range(0, work.rows, max_run_rows), work.rows]
         return [
-            Part(
-                Portion(_rows(work.inputs, start, start + max_run_rows), None),
-                min(max_run_rows, work.rows - start),
-                _ROWS,
-            )
-            for start in range(0, work.rows, max_run_rows)
+            Part(Portion(_rows(work.inputs, start, stop), None), stop - start, group) for start, stop in pairwise(cuts)
         ]
     parts, start = [], 0
     for size, alike in groupby(work.sizes):
         left = len(list(alike))
         most = max(1, max_run_rows // size) if several_mini_batches else 1
-        group: Hashable = size if several_mini_batches else None
+        group = size if several_mini_batches and shared else None
         while left:
             count = min(most, left)
             stop = start + count * size
@@ -74,13 +75,10 @@ class SharedRun:
 
     Args:
         model: whose runs these are.
-        fixed_rows: how many rows each run of independent rows is filled up to, so that all have one shape and a row's
-            answer the same bits whatever shares its run; None for no filling.
     """
 
-    def __init__(self, model: Model, fixed_rows: int | None = None) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
-        self._fixed_rows = fixed_rows
 
     def __call__(self, portions: Sequence[Portion]) -> list[Arrays]:
         """Answer each portion.
@@ -92,23 +90,16 @@ class SharedRun:
             RunError: ONNX Runtime refused the run.
         """
         inputs = _joined([portion.inputs for portion in portions])
-        rows = rows_of(inputs)
         if portions[0].mini_batches is None:
-            outputs = self._model.run(self._filled_up(inputs, rows), None)
+            outputs = self._model.run(inputs, None)
         else:
             count = sum(portion.mini_batches or 0 for portion in portions)
+            rows = rows_of(inputs)
             outputs = self._model.run(inputs, (rows,)) if count == 1 else self._model.run_mini_batches(inputs, count)
-        if len(portions) == 1 and self._fixed_rows is None:
+        if len(portions) == 1:
             return [outputs]
         ends = np.cumsum([rows_of(portion.inputs) for portion in portions]).tolist()
         return [_rows(outputs, start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-    def _filled_up(self, inputs: Arrays, rows: int) -> Arrays:
-        if self._fixed_rows is None or rows >= self._fixed_rows:
-            return inputs
-        # Copies of a row that is there: no value that the model might not take.
-        more = self._fixed_rows - rows
-        return {name: np.concatenate([array, np.repeat(array[:1], more, axis=0)]) for name, array in inputs.items()}
 
 
 def join(answers: Sequence[Arrays]) -> Arrays:

@@ -71,8 +71,8 @@ class Settings(BaseSettings):
     )
     deterministic: bool = Field(
         default=False,
-        description="fill each run of independent rows up to the most that it may have, so that a row's answer has the "
-        "same bits whatever shares its run; slower where there are few requests",
+        description="let no two requests share a run, so that the same request gets the same bits at any load; slower "
+        "under load",
     )
     request_timeout_s: float = Field(
         default=30, gt=0, description="seconds from a request's arrival in which it is answered, or gets 504"

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from bln_serve.serving.prediction import Work
 from bln_serve.signature import Arrays, rows_of
 from bln_serve.statistics import even_cut
 from bln_serve.verification import compare_all
-
-INDEPENDENT = ("digits_cnn", "tiny_two_inputs")
 
 
 class Golden:
@@ -279,49 +277,14 @@ def test_a_request_that_the_runtime_refuses_does_not_harm_its_mates(golden: Call
 # The same bits
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("fixed_rows", [8, 13])
-@pytest.mark.parametrize("name", INDEPENDENT)
-def test_filled_runs_give_a_row_the_same_bits_at_every_place_whatever_shares_them(
-    name: str, fixed_rows: int, threads: int, golden_artifacts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = Golden(golden_artifacts / name / "1", threads)
-    run = SharedRun(model.model, fixed_rows)
-    ran = rows_of_each_run(monkeypatch)
-    chooser = random.Random(fixed_rows)
-    works = [model.work(start, 1 + start % 4) for start in range(0, rows_of(model.pool), 3)]
-    portions = [model.parts(work, fixed_rows)[0].payload for work in works]
-    alone = [bits(run([portion])[0]) for portion in portions]
-    places: set[int] = set()
-    for _ in range(200):
-        together = fitting(chooser.sample(range(len(works)), len(works)), [work.rows for work in works], fixed_rows)
-        place = 0
-        for index, answer in zip(together, run([portions[index] for index in together]), strict=True):
-            assert bits(answer) == alone[index], f"request {index} at place {place}"
-            places.add(place)
-            place += works[index].rows
-    assert len(places) == fixed_rows
-    assert set(ran) == {fixed_rows}
-
-
-def fitting(indices: Iterable[int], rows: Sequence[int], limit: int) -> list[int]:
-    chosen: list[int] = []
-    for index in indices:
-        if sum(rows[each] for each in (*chosen, index)) <= limit:
-            chosen.append(index)
-    return chosen
-
-
-def bits(arrays: Arrays) -> dict[str, tuple[tuple[int, ...], bytes]]:
-    return {name: (array.shape, array.tobytes()) for name, array in arrays.items()}
-
-
-@pytest.mark.parametrize("name", INDEPENDENT)
-@pytest.mark.parametrize("rows", [1, 7, 8, 9])
-def test_a_filled_run_answers_the_rows_that_were_sent_alone(
-    rows: int, name: str, golden: Callable[[str], Golden]
-) -> None:
+@pytest.mark.parametrize("name", [*NAMES, *TOGETHER])
+def test_parts_that_are_not_shared_run_alone_and_are_the_same_rows(name: str, golden: Callable[[str], Golden]) -> None:
     model = golden(name)
-    work = model.work(0, rows)
-    (answer,) = SharedRun(model.model, 8)([Portion(work.inputs, None)])
-    assert model.furthest(model.alone(work), answer) <= 1
+    work = model.work(0, 12)
+    several = model.model.manifest.several_mini_batches
+    apart, together = (parts_of(work, 5, several_mini_batches=several, shared=shared) for shared in (False, True))
+    assert [part.group for part in apart] == [None] * len(together)
+    for one, other in zip(apart, together, strict=True):
+        assert (one.rows, one.units, one.payload.mini_batches) == (other.rows, other.units, other.payload.mini_batches)
+        for key, array in one.payload.inputs.items():
+            np.testing.assert_array_equal(array, other.payload.inputs[key])
