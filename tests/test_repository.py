@@ -3,15 +3,27 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.artifacts import NAMES, TOGETHER
 
-from bln_serve.errors import ModelNotFoundError, UsageError
+from bln_serve.errors import ArtifactError, ModelNotFoundError, UsageError
 from bln_serve.manifest import FILE_NAME
-from bln_serve.repository import ModelVersion, candidates, check_name, find, next_version, versions_in
+from bln_serve.repository import (
+    Kind,
+    ModelVersion,
+    candidates,
+    check_name,
+    find,
+    in_order,
+    next_version,
+    place_of,
+    stamp,
+    versions_in,
+)
 
 
 @pytest.fixture
@@ -185,3 +197,66 @@ def test_names_that_cannot_are_refused(name: str) -> None:
 def test_a_name_that_reads_as_a_version_is_refused_since_its_repository_would_read_as_a_model() -> None:
     with pytest.raises(UsageError, match="not a number alone. Received: '123'"):
         check_name("123")
+
+
+def test_a_place_stays_what_it_was_when_versions_come_and_go(place: Callable[[str, str], Path]) -> None:
+    repository = place("tiny_mpmm", "a/1")
+    whole, model, version = place_of(repository), place_of(repository / "a"), place_of(repository / "a" / "1")
+    assert [each.kind for each in (whole, model, version)] == [Kind.REPOSITORY, Kind.MODEL, Kind.VERSION]
+    (repository / "7").mkdir()
+    assert listed(whole.versions()) == [("a", 1, "a/1")], "a folder called as a version makes it no model's folder"
+    place("tiny_mpmm", "a/2")
+    assert listed(whole.versions()) == [("a", 1, "a/1"), ("a", 2, "a/2")]
+    assert listed(model.versions()) == [("tiny_mpmm", 1, "a/1"), ("tiny_mpmm", 2, "a/2")]
+    for each in ("1", "2"):
+        (repository / "a" / each / FILE_NAME).write_text("damaged")
+    assert [each.name for each in model.versions()] == ["tiny_mpmm", "tiny_mpmm"], "as when it could be read"
+    with pytest.raises(ArtifactError):
+        version.versions()
+    shutil.rmtree(repository / "a" / "1")
+    shutil.rmtree(repository / "a" / "2")
+    assert whole.versions() == []
+    assert model.versions() == []
+
+
+@pytest.mark.parametrize("where", [".", "a"])
+def test_a_place_that_is_not_there_any_more_is_not_taken_for_empty(
+    place: Callable[[str, str], Path], where: str
+) -> None:
+    repository = place("tiny_mpmm", "a/1")
+    there = place_of(repository / where)
+    shutil.rmtree(repository)
+    with pytest.raises(FileNotFoundError):
+        there.versions()
+
+
+def test_a_pin_whose_version_is_not_there_leaves_nothing_to_try() -> None:
+    assert in_order(FOUND, {"a": 3, "c": 1}) == {"a": [], "b": [ModelVersion("b", 1, HERE)], "c": []}
+
+
+def test_a_stamp_tells_of_every_change(tmp_path: Path) -> None:
+    (tmp_path / "variables").mkdir()
+    file = tmp_path / "variables" / "data"
+    file.write_bytes(b"12")
+    seen = [stamp(tmp_path)]
+    assert stamp(tmp_path) == seen[0]
+
+    def same_size_and_time() -> None:
+        before = file.stat()
+        file.write_bytes(b"21")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    changes = [
+        same_size_and_time,
+        lambda: file.chmod(0o600),
+        lambda: (tmp_path / "more").write_bytes(b""),
+        lambda: (tmp_path / "dangling").symlink_to("nowhere"),
+        file.unlink,
+        lambda: shutil.rmtree(tmp_path),
+    ]
+    for change in changes:
+        time.sleep(0.01)  # the system's clock of files ticks in steps of up to 4 ms
+        change()
+        assert stamp(tmp_path) not in seen, change
+        seen.append(stamp(tmp_path))
+    assert stamp(tmp_path) == ()

@@ -1,85 +1,33 @@
-"""The models of the service: which there are, which are loaded, which one a request means.
+"""The models of the service: which version of each is served, which one a request means, what is ready.
 
-Loading goes on in the background, so that the service answers that it is alive from its first moment.
+All that takes long, looking at the paths and loading, goes on in the background. A version takes over when it has
+proved itself, and within one turn of the event loop: until then the one before it answers, and whoever found that one
+is answered by it. Once at the start, and again every `repository_poll_s`:
+
+    of each model, the versions that are there, from the latest down to the one that is served:
+        the first that passes takes over; those that do not are known to be broken until their files change
+    a served version that is not there any more goes when another has taken over, or when there is none that could
 """
 
 import asyncio
 import gc
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from functools import partial
 
-from bln_serve.errors import ModelNotFoundError, ModelNotReadyError, UsageError
-from bln_serve.manifest import Manifest
-from bln_serve.repository import ModelVersion, candidates, check_name, find
-from bln_serve.runtime import Model
-from bln_serve.serving.batching import RunQueue
-from bln_serve.serving.cost import CostCurve
-from bln_serve.serving.loading import BrokenVersion, load_first_verified
-from bln_serve.serving.merging import Portion, SharedRun, join, parts_of
+from bln_serve.errors import ModelNotFoundError, ModelNotReadyError
+from bln_serve.repository import ModelVersion
+from bln_serve.serving import memory
+from bln_serve.serving.background import Background
+from bln_serve.serving.known_versions import KnownVersions
+from bln_serve.serving.loading import BrokenVersion, Loaded, load
 from bln_serve.serving.metrics import Metrics
-from bln_serve.serving.prediction import Work
+from bln_serve.serving.readiness import Readiness, VersionState
+from bln_serve.serving.served_model import ServedModel, begin, describe
 from bln_serve.serving.settings import Settings
-from bln_serve.signature import Arrays
+from bln_serve.serving.watching import Watch
 
 logger = logging.getLogger(__name__)
-
-MAX_RUN_ON_LOOP_S = 0.002
-"""A run no longer than this is made on the event loop, which spares every request two changes of thread."""
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A loaded and verified version with its queue.
-
-    Attributes:
-        name: as the repository calls it.
-        version: as the repository numbers it.
-        manifest: what it says of itself.
-        max_run_rows: the most rows of a run, unless a single mini-batch has more.
-        shared: whether requests share runs.
-        queue: where its requests wait and run.
-    """
-
-    name: str
-    version: int
-    manifest: Manifest
-    max_run_rows: int
-    shared: bool
-    queue: RunQueue[Portion, Arrays]
-
-    async def answer(self, work: Work, deadline: float | None = None) -> Arrays:
-        """Answer a checked request: what it would get alone, whatever shares its runs.
-
-        Args:
-            work: as `prepare` returns it for this model.
-            deadline: when the answer is too late, in the event loop's time; None for never.
-
-        Raises:
-            RequestTooLargeError, OverloadedError, DeadlineExceededError: as the queue does.
-            RunError: ONNX Runtime refused a run.
-        """
-        several = self.manifest.several_mini_batches
-        parts = parts_of(work, self.max_run_rows, several_mini_batches=several, shared=self.shared)
-        return join(await self.queue.answer(parts, deadline))
-
-
-@dataclass(frozen=True)
-class Readiness:
-    """How far the loading is.
-
-    Attributes:
-        ready: loading has ended, and every pinned model, or with none pinned at least one, is served.
-        served: the models that are.
-        loading: names of models whose loading has not ended.
-        broken: versions that were tried and are not served.
-    """
-
-    ready: bool
-    served: tuple[ServedModel, ...]
-    loading: tuple[str, ...]
-    broken: tuple[BrokenVersion, ...]
 
 
 class Catalog:
@@ -97,40 +45,56 @@ class Catalog:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        found = [version for path in settings.paths for version in find(path)]
-        _check_found(found)
-        self._candidates: Mapping[str, list[ModelVersion]] = candidates(found, settings.model)
-        self._default = _default_model(list(self._candidates), settings.default_model)
+        self._watch = Watch(settings.paths)
+        self._known = KnownVersions(self._watch.versions, settings.model)
+        self._default = _default_model(self._known.names, settings.default_model)
         self._served: dict[str, ServedModel] = {}
-        self._broken: list[BrokenVersion] = []
-        self._pending = list(self._candidates)
-        self._loading: asyncio.Task[None] | None = None
+        self.alone: Callable[[], bool] = lambda: False
+        self._leaving: dict[asyncio.Task[None], ServedModel] = {}
+        self._pending = self._known.names
+        self._trying: ModelVersion | None = None
+        self._started = False
+        self._draining = False
+        self._some_left = False
+        self._background = Background()
+        self._looking_after: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to load in the background of the running event loop."""
-        self._loading = asyncio.get_running_loop().create_task(self._load_all(), name="loading")
+        """Begin to load in the background of the running event loop, and then to look for what is new."""
+        self._looking_after = asyncio.get_running_loop().create_task(self._look_after(), name="catalog")
+
+    def drain(self) -> None:
+        """Be ready no more, and go on answering. May be called from a thread."""
+        self._draining = True
 
     async def close(self) -> None:
         """Stop loading, answer what is queued, and end."""
-        if self._loading:
-            self._loading.cancel()
-            await asyncio.wait({self._loading})
-        await asyncio.gather(*(served.queue.close() for served in self._served.values()))
+        everyone = self._everyone()
+        for task in (self._looking_after, *self._leaving):
+            if task:
+                task.cancel()
+                await asyncio.wait({task})
+        await asyncio.gather(*(served.queue.close() for served in everyone))
 
     def abort(self) -> int:
         """Refuse what is still queued; return how many rows that was."""
-        rows = sum(served.queue.queued_rows for served in self._served.values())
-        for served in self._served.values():
+        rows = sum(served.queue.queued_rows for served in self._everyone())
+        for served in self._everyone():
             served.queue.abort()
         return rows
 
     @property
     def threads_busy(self) -> bool:
         """Whether a model is inside a run."""
-        return any(served.queue.thread_busy for served in self._served.values())
+        return any(served.queue.thread_busy for served in self._everyone())
+
+    @property
+    def background_busy(self) -> bool:
+        """Whether a version is being loaded or the disk looked at, be it that nobody waits for it any more."""
+        return self._background.busy
 
     def get(self, name: str | None = None, version: str | None = None) -> ServedModel:
-        """Return the model that a request means.
+        """Return the model that a request means. Whoever asks it enters its `users` first, within this turn.
 
         Args:
             name: from the URL; None for the default model.
@@ -141,9 +105,7 @@ class Catalog:
             ModelNotReadyError: it is not loaded yet, or no version of it passed.
         """
         name = self._default if name is None else name
-        if name is None or name not in self._candidates:
-            raise self._unknown(name)
-        if (served := self._served.get(name)) is None:
+        if name is None or (served := self._served.get(name)) is None:
             raise self._not_served(name)
         if version is not None and version != str(served.version):
             raise ModelNotFoundError(
@@ -156,20 +118,43 @@ class Catalog:
         """Return how far the loading is."""
         wanted = set(self._settings.model)
         enough = wanted <= set(self._served) if wanted else bool(self._served)
-        return Readiness(
-            enough and not self._pending, tuple(self._served.values()), tuple(self._pending), tuple(self._broken)
-        )
+        ready = enough and self._started and not self._draining
+        broken = (*self._known.missing, *self._known.tried)
+        return Readiness(ready, tuple(self._served.values()), tuple(self._pending), broken)
 
-    def _unknown(self, name: str | None) -> ModelNotFoundError:
-        routes = _routes(self._candidates)
+    def states(self, name: str) -> list[VersionState]:
+        """Return the versions of a model that are served, load, leave, or are broken, latest first.
+
+        Raises:
+            ModelNotFoundError: no such model.
+        """
+        if name not in self._known.names and name not in self._served:
+            raise self._not_served(name)
+        # What stands further down is what is told of a version that is several.
+        states = [VersionState(each.version, "UNLOADING") for each in self._leaving.values() if each.name == name]
+        if name in self._pending:
+            states += [VersionState(each.version, "START") for each in self._known.to_try(name, None)[:1]]
+        for broken in (*self._known.missing, *self._known.tried):
+            if broken.version.name == name:
+                states.append(VersionState(broken.version.version, "END", broken.reason))
+        if self._trying and self._trying.name == name:
+            states.append(VersionState(self._trying.version, "LOADING"))
+        if served := self._served.get(name):
+            states.append(VersionState(served.version, "AVAILABLE"))
+        return sorted({state.version: state for state in states}.values(), reverse=True)
+
+    def _everyone(self) -> list[ServedModel]:
+        return [*self._served.values(), *self._leaving.values()]
+
+    def _not_served(self, name: str | None) -> ModelNotFoundError | ModelNotReadyError:
+        routes = ", ".join(f"/models/{each}/predict" for each in self._known.names) or "none"
         if name is None:
             return ModelNotFoundError(
                 f"Expected the URL to name one of several models: {routes}. Received: /predict, for which the service "
                 "has no default. Start it with --default-model NAME to give it one."
             )
-        return ModelNotFoundError(f"Expected the name of a model that is here: {routes}. Received: {name!r}.")
-
-    def _not_served(self, name: str) -> ModelNotReadyError:
+        if name not in self._known.names:
+            return ModelNotFoundError(f"Expected the name of a model that is here: {routes}. Received: {name!r}.")
         if name in self._pending:
             return ModelNotReadyError(
                 f"Expected model {name!r} to be loaded. Received: it still loads. Try again later."
@@ -178,69 +163,103 @@ class Catalog:
             f"Expected model {name!r} to have a version that passes its verification. Received: none; /readyz says why."
         )
 
-    async def _load_all(self) -> None:
-        for name, versions in self._candidates.items():
-            max_run_rows = self._settings.run_rows_of(name)
-            load = partial(load_first_verified, versions, self._settings.threads, max_run_rows=max_run_rows)
-            loaded = await asyncio.to_thread(load)
-            self._broken += loaded.broken
-            if loaded.version and loaded.model and loaded.cost:
-                self._serve(loaded.version, loaded.model, loaded.cost)
-            self._pending.remove(name)
-        if not self.readiness().ready:
-            logger.error("error: the service is not ready: a model it needs could not be loaded. /readyz says why.")
-        # What was loaded stays: the collector need not look through it again during requests.
+    async def _look_after(self) -> None:
+        await _whatever_happens(self._catch_up())
+        # What was loaded stays: the collector need not look through it again during requests. A version that leaves
+        # needs no collector: it holds nothing that holds it.
         gc.collect()
         gc.freeze()
+        self._started = True
+        if not (self.readiness().ready or self._draining):
+            logger.error("error: the service is not ready: a model it needs could not be loaded. /readyz says why.")
+        await _whatever_happens(self._background.call(memory.give_back))
+        while self._settings.repository_poll_s:
+            await asyncio.sleep(self._settings.repository_poll_s)
+            await _whatever_happens(self._look_again())
 
-    def _serve(self, version: ModelVersion, model: Model, cost: CostCurve) -> None:
-        name, manifest = version.name, model.manifest
-        given = self._settings.run_rows_of(name)
-        max_run_rows = given or cost.max_run_rows
-        queue = RunQueue[Portion, Arrays](
-            SharedRun(model),
-            max_queued_rows=self._settings.max_queued_rows,
-            max_run_rows=max_run_rows,
-            in_thread=cost.run_s > MAX_RUN_ON_LOOP_S,
-            report=self._metrics.serve(name, version.version, manifest, max_run_rows),
-            name=name,
-        )
-        self._metrics.watch_queue(name, version.version, lambda: queue.queued_rows)
-        self._served[name] = ServedModel(
-            name, version.version, manifest, max_run_rows, not self._settings.deterministic, queue
-        )
-        logger.info("%s", describe(self._served[name]))
-        how = "as set" if given else "measured; to keep it"
-        logger.info(
-            "runs of %s have at most %d rows (%s: --max-run-rows %s=%d)", name, max_run_rows, how, name, max_run_rows
-        )
+    async def _look_again(self) -> None:
+        seen = await self._background.call(partial(self._watch.look, self._known.tried))
+        alone = len(self._known.names) == 1
+        self._known.take(seen)
+        self._pending = [
+            name for name in self._known.names if name not in self._served and self._known.to_try(name, None)
+        ]
+        self._default = self._default_from_now_on(alone)
+        await self._catch_up()
+        if self._some_left:
+            self._some_left = False
+            await self._background.call(memory.give_back)
 
-
-def describe(served: ServedModel) -> str:
-    """Say in one line what is served and what may be sent."""
-    manifest = served.manifest
-    inputs = ", ".join(f"{spec.name!r} {spec.describe()}" for spec in manifest.signature.inputs)
-    rule = manifest.rule
-    may_be_sent = "any number of rows"
-    if rule:
-        most = f", at most {rule.max_rows}" if rule.max_rows else ""
-        may_be_sent = f"rows in mini-batches of {rule.default_rows}, at least {rule.min_rows}{most}"
-    return (
-        f"serving {served.name} version {served.version}: statistics {manifest.statistics or 'none'}, "
-        f"row coupling {manifest.row_coupling} ({manifest.row_coupling_reason}); send {inputs}, {may_be_sent}, "
-        f"to /models/{served.name}/predict"
-    )
-
-
-def _check_found(found: Iterable[ModelVersion]) -> None:
-    seen: dict[tuple[str, int], ModelVersion] = {}
-    for version in found:
-        first = seen.setdefault((check_name(version.name), version.version), version)
-        if first is not version:
-            raise UsageError(
-                f"Expected each version of a model at one path. Received: {version.name} version {version.version} "
-                f"at {first.path} and {version.path}."
+    def _default_from_now_on(self, alone: bool) -> str | None:
+        """Return the default model: it stays while it is there, so that no new model takes /predict away from it."""
+        names = self._known.names
+        if self._settings.default_model is None and self._default not in names:
+            return _default_model(names, None)
+        if self._settings.default_model is None and alone and len(names) > 1:
+            logger.warning(
+                "note: /predict goes on to ask %s, and after the next start asks none of %d models without "
+                "--default-model %s",
+                *(self._default, len(names), self._default),
             )
+        return self._default
+
+    async def _catch_up(self) -> None:
+        for name in sorted({*self._known.names, *self._served}):
+            await self._catch_up_with(name)
+            self._pending = [each for each in self._pending if each != name]
+
+    async def _catch_up_with(self, name: str) -> None:
+        served = self._served.get(name)
+        for version in self._known.to_try(name, served.source if served else None):
+            outcome = await self._load(version)
+            if isinstance(outcome, Loaded):
+                self._known.note(version, None)
+                self._serve(outcome)
+                return
+            self._known.note(version, outcome)
+        if served and not self._known.has(served.source):
+            self._part_with(self._served.pop(name))
+
+    async def _load(self, version: ModelVersion) -> Loaded | BrokenVersion:
+        self._trying = version
+        try:
+            run_rows, before = self._settings.run_rows_of(version.name), self._known.what_was(version)
+            return await self._background.call(
+                partial(load, version, self._settings.threads, max_run_rows=run_rows, before=before)
+            )
+        finally:
+            self._trying = None
+
+    def _serve(self, loaded: Loaded) -> None:
+        """Let a version answer from now on."""
+        name = loaded.version.name
+        if before := self._served.get(name):
+            self._part_with(before)
+        self._served[name] = served = begin(loaded, self._settings, self._metrics, self.alone)
+        logger.info("%s", describe(served))
+        how = "as set" if self._settings.run_rows_of(name) else "measured; to keep it"
+        rows = served.max_run_rows
+        logger.info("runs of %s have at most %d rows (%s: --max-run-rows %s=%d)", name, rows, how, name, rows)
+
+    def _part_with(self, served: ServedModel) -> None:
+        """Let a version answer those who have found it, and go."""
+        self._metrics.leave(served.name, served.version, served.manifest, served.max_run_rows)
+        task = asyncio.get_running_loop().create_task(served.let_go(), name=f"leaving-{served.name}")
+        self._leaving[task] = served
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            served = self._leaving.pop(task)
+            self._some_left = True
+            logger.info("%s version %d is not served any more; its memory goes back", served.name, served.version)
+
+
+async def _whatever_happens(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except Exception:  # the service goes on with the models it has, and looks again later
+        logger.exception("error: the models could not be looked after")
 
 
 def _default_model(names: list[str], wanted: str | None) -> str | None:
@@ -252,7 +271,3 @@ def _default_model(names: list[str], wanted: str | None) -> str | None:
             "Correct --default-model."
         )
     return wanted
-
-
-def _routes(names: Iterable[str]) -> str:
-    return ", ".join(f"/models/{name}/predict" for name in names)

@@ -1,12 +1,11 @@
-"""From an exported version on disk to a model that has proved itself, falling back to older versions."""
+"""From an exported version on disk to a model that has proved itself, or to the reason why it has not."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bln_serve.artifact import Artifact
 from bln_serve.errors import ArtifactError, BlnServeError
-from bln_serve.repository import ModelVersion
+from bln_serve.repository import ModelVersion, Stamp, stamp
 from bln_serve.runtime import Model, replay
 from bln_serve.serving.cost import CostCurve, measure
 
@@ -15,58 +14,61 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BrokenVersion:
-    """A version that is there and is not served.
+    """A version that is not served.
 
     Attributes:
         version: which.
         reason: why, in a sentence.
+        stamp: of its files, from before it was tried.
     """
 
     version: ModelVersion
     reason: str
+    stamp: Stamp = ()
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of one model's versions.
+    """A version that can be served.
 
     Attributes:
-        version: the one to serve, or None where none passed.
+        version: which.
         model: that version, warmed by its own samples.
         cost: what its runs cost.
-        broken: the versions that were tried before it.
     """
 
-    version: ModelVersion | None
-    model: Model | None
-    cost: CostCurve | None
-    broken: tuple[BrokenVersion, ...]
+    version: ModelVersion
+    model: Model
+    cost: CostCurve
 
 
-def load_first_verified(
-    candidates: Sequence[ModelVersion], threads: int | None, *, max_run_rows: int | None = None
-) -> Loaded:
-    """Load the first version that passes its verification.
+def load(
+    version: ModelVersion,
+    threads: int | None,
+    *,
+    max_run_rows: int | None = None,
+    before: BrokenVersion | None = None,
+) -> Loaded | BrokenVersion:
+    """Load a version, verify it and learn what its runs cost.
 
     Args:
-        candidates: versions of one model, in the order to try them.
+        version: what to load.
         threads: of one run; None for as many as the CPU quota and the affinity allow.
         max_run_rows: the most rows of several requests in one run, where that is given; else it is measured.
+        before: what became of it when it was last tried: the same reason is not logged again.
     """
-    broken: list[BrokenVersion] = []
-    for version in candidates:
-        try:
-            model = load_verified(version, threads)
-            cost = measure(Artifact.open(version.path), model, max_run_rows)
-            return Loaded(version, model, cost, tuple(broken))
-        except (BlnServeError, OSError) as error:  # of the system's own: no permission, a disk that fails
-            reason = str(error)
+    tried = stamp(version.path)
+    try:
+        model = load_verified(version, threads)
+        return Loaded(version, model, measure(Artifact.open(version.path), model, max_run_rows))
+    except (BlnServeError, OSError) as error:  # of the system's own: no permission, a disk that fails
+        reason = str(error)
+        if before is None or before.reason != reason:
             logger.error("error: %s version %d is not served: %s", version.name, version.version, reason)
-        except Exception as error:  # one broken artifact must not keep the service from serving the others
-            reason = f"{type(error).__name__} while loading; the service's log has the details"
-            logger.exception("error: %s version %d is not served: %s", version.name, version.version, error)
-        broken.append(BrokenVersion(version, reason))
-    return Loaded(None, None, None, tuple(broken))
+    except Exception as error:  # one broken artifact must not keep the service from serving the others
+        reason = f"{type(error).__name__} while loading; the service's log has the details"
+        logger.exception("error: %s version %d is not served: %s", version.name, version.version, error)
+    return BrokenVersion(version, reason, tried)
 
 
 def load_verified(version: ModelVersion, threads: int | None) -> Model:

@@ -10,9 +10,10 @@ import orjson
 from fastapi import APIRouter, Response
 
 import bln_serve
-from bln_serve.errors import ModelNotReadyError
+from bln_serve.errors import ModelNotFoundError, ModelNotReadyError
 from bln_serve.serving import open_inference, tf_serving
-from bln_serve.serving.catalog import Catalog, ServedModel
+from bln_serve.serving.catalog import Catalog
+from bln_serve.serving.served_model import ServedModel
 
 _NOT_READY = HTTPStatus.BAD_REQUEST  # as the protocol demands: 4xx
 
@@ -57,7 +58,7 @@ def _add_open_inference(router: APIRouter, catalog: Catalog) -> None:
 
 
 def _add_tf_serving(router: APIRouter, catalog: Catalog) -> None:
-    @router.get("/v1/models/{name}", summary="Which versions are served?", tags=["TensorFlow Serving REST v1"])
+    @router.get("/v1/models/{name}", summary="What is each version doing?", tags=["TensorFlow Serving REST v1"])
     async def status(name: str) -> Response:
         return _json(_status(catalog, name, None))
 
@@ -89,8 +90,17 @@ def _model_ready(catalog: Catalog, name: str, version: str | None) -> Response:
 
 
 def _status(catalog: Catalog, name: str, version: str | None) -> dict[str, Any]:
-    served = catalog.get(name, version)
-    return tf_serving.model_status([(served.version, "AVAILABLE", "")])
+    states = catalog.states(name)
+    found = [(each.version, each.state, each.reason) for each in states if version in (None, str(each.version))]
+    if version is not None and not found:
+        known = ", ".join(str(each.version) for each in states) or "none"
+        raise ModelNotFoundError(
+            f"Expected one of the versions of model {name!r} that are served, loading or broken: {known}. "
+            f"Received: {version!r}."
+        )
+    # KServe's own v1, which is TensorFlow Serving's otherwise, asks here whether a model is ready.
+    ready = any(state == "AVAILABLE" for _, state, _ in found)
+    return {"name": name, "ready": ready, **tf_serving.model_status(found)}
 
 
 def _tf_serving_metadata(served: ServedModel) -> dict[str, Any]:

@@ -107,11 +107,11 @@ def test_while_loading_the_service_is_alive_and_not_ready(
 ) -> None:
     go_on = threading.Event()
 
-    def slow(*arguments: Any, **more: Any) -> loading.Loaded:
+    def slow(*arguments: Any, **more: Any) -> Any:
         go_on.wait()
-        return loading.load_first_verified(*arguments, **more)
+        return loading.load(*arguments, **more)
 
-    monkeypatch.setattr(catalog, "load_first_verified", slow)
+    monkeypatch.setattr(catalog, "load", slow)
     service = start(paths=[repository("digits_cnn")], loaded=False)
     try:
         assert service.get("/healthz").status_code == 200
