@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bln_serve.errors import ArtifactError, IntegrityError
+from bln_serve.external_data import external_locations
 from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import Manifest, read_manifest
 from bln_serve.signature import Arrays
@@ -76,13 +77,14 @@ class Artifact:
         return tuple(name for name in _files(self.path) if name not in self.manifest.files)
 
     def check_hashes(self) -> None:
-        """Compare every file with its recorded SHA-256.
+        """Compare every file with its recorded SHA-256, and see that the model has no other file read.
 
         A match shows that nothing was damaged on the way; whoever can rewrite a file can rewrite the manifest too.
 
         Raises:
             IntegrityError: a file is missing, differs, or leaves the folder by a link; or the manifest does not name
-                what is served.
+                what is served, or what the model reads.
+            ArtifactError: the model's file holds no ONNX model.
         """
         for name in (ONNX_MODEL, SAMPLES):
             if name not in self.manifest.files:
@@ -102,6 +104,16 @@ class Artifact:
                 raise IntegrityError(
                     f"Expected {file} with SHA-256 {expected}. Received: {actual}. "
                     "The file was changed after its verification: export the model again."
+                )
+        self._check_external_data()
+
+    def _check_external_data(self) -> None:
+        # ONNX Runtime keeps to the folder, and in it reads whatever it is told to: what nobody checked, too.
+        for location in external_locations(self.onnx_path):
+            if location not in self.manifest.files:
+                raise IntegrityError(
+                    f"Expected {self.onnx_path} to keep its weights in itself, or in files of its folder that the "
+                    f"manifest names. Received: {location!r}. Export the model again."
                 )
 
     def samples(self) -> tuple[Sample, ...]:

@@ -192,7 +192,7 @@ def test_mini_batches_that_do_not_add_up_are_refused(golden_artifacts: Path) -> 
 
 def test_load_checks_hashes_before_anything_else(golden_artifacts: Path, tmp_path: Path) -> None:
     folder = copy_of(golden_artifacts / "tiny_mpmm" / "1", tmp_path / "1")
-    (folder / ONNX_MODEL).write_bytes(b"no model")
+    (folder / ONNX_MODEL).write_bytes(b"")
     with pytest.raises(IntegrityError, match=r"model\.onnx with SHA-256"):
         bln_serve.load(folder)
     rehash(folder)

@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bln_serve import errors
+from bln_serve.serving import logs
+from bln_serve.serving.request_ids import HEADER, ids_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ STATUSES: Mapping[type[errors.BlnServeError], HTTPStatus] = {
 _RETRY = {"retry-after": "1"}  # seconds
 _HEADERS = {
     HTTPStatus.SERVICE_UNAVAILABLE: _RETRY,
-    # The rest of the body may still come: it must not be taken for the next request.
+    # The rest of the body may still come: it must not be taken for the next request, nor be waited for.
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: {"connection": "close"},
     HTTPStatus.REQUEST_TIMEOUT: {"connection": "close"},
 }
 _GOING_DOWN = "Expected the whole request before the service goes down. Received: a part of it. Try again later."
@@ -49,9 +52,12 @@ def status_of(error: errors.BlnServeError) -> HTTPStatus:
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
 
-def error_response(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the body every error has."""
-    return Response(orjson.dumps({"error": sentence}), status, headers, media_type="application/json")
+def error_response(scope: Scope, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the body every error has, and the id under which a request's errors are logged."""
+    known_as = {HEADER.decode(): ids_of(scope).request_id}
+    return Response(
+        orjson.dumps({"error": sentence}), status, {**(headers or {}), **known_as}, media_type="application/json"
+    )
 
 
 def install(app: FastAPI) -> None:
@@ -63,24 +69,71 @@ def install(app: FastAPI) -> None:
     app.add_middleware(LastResort)
 
 
-def response_to(error: errors.BlnServeError, method: str, path: str) -> Response:
-    """Return what a request to this path is answered with because of this error."""
+def response_to(
+    error: errors.BlnServeError, scope: Scope, duration_s: float | None = None, model: str | None = None
+) -> Response:
+    """Return what a request is answered with because of this error, and log what somebody should look into.
+
+    Args:
+        error: why it has no answer.
+        scope: of the request.
+        duration_s: since its arrival, where that is known; for the log.
+        model: which it asks, where that is known; for the log.
+    """
     status = status_of(error)
     if status is HTTPStatus.INTERNAL_SERVER_ERROR:
         # What ONNX Runtime says is for whoever runs the service, and may hold paths.
-        logger.error("error: %s %s failed: %s", method, path, error, exc_info=error)
-        return error_response(status, _OUR_FAULT)
-    return error_response(status, str(error), _HEADERS.get(status))
+        return our_fault(error, scope, duration_s, model)
+    # A 503 says of itself when to come again, and a service under load gives thousands: they are counted instead.
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status is not HTTPStatus.SERVICE_UNAVAILABLE:
+        _log(logging.WARNING, scope, error, status, duration_s=duration_s, model=model)
+    return error_response(scope, status, str(error), _HEADERS.get(status))
+
+
+def _log(level: int, scope: Scope, error: Exception, status: int, **more: object) -> None:
+    said = logs.of_request(scope, status=int(status), reason=type(error).__name__.removesuffix("Error"), **more)
+    traceback = error if level == logging.ERROR else None
+    begin = "error" if level == logging.ERROR else "warning"
+    words = (begin, said["method"], said["path"], said["request_id"], error)
+    logger.log(level, "%s: %s %s failed (request %s): %s", *words, exc_info=traceback, extra=said)
 
 
 async def _answer_our_own(request: Request, error: errors.BlnServeError) -> Response:
-    return response_to(error, request.method, request.url.path)
+    return response_to(error, request.scope)
 
 
-def not_allowed(method: str, path: str, allowed: str) -> Response:
+def not_allowed(scope: Scope, allowed: str) -> Response:
     """Return what a request with a wrong method is answered with."""
-    sentence = f"Expected {allowed}. Received: {method} {path}."
-    return error_response(HTTPStatus.METHOD_NOT_ALLOWED, sentence, {"allow": allowed})
+    sentence = f"Expected {allowed}. Received: {scope['method']} {scope['path']}."
+    return error_response(scope, HTTPStatus.METHOD_NOT_ALLOWED, sentence, {"allow": allowed})
+
+
+def unauthorized(scope: Scope) -> Response:
+    """Return what a request without a token is answered with, where tokens are set."""
+    sentence = (
+        f"Expected a token of this service in the header Authorization: Bearer TOKEN. Received: {scope['method']} "
+        f"{scope['path']} without one, or with another. Ask whoever runs the service."
+    )
+    return error_response(scope, HTTPStatus.UNAUTHORIZED, sentence, {"www-authenticate": "Bearer"})
+
+
+def our_fault(error: Exception, scope: Scope, duration_s: float | None = None, model: str | None = None) -> Response:
+    """Return what a request is answered with because of an exception that nobody foresaw, and log that.
+
+    Args:
+        error: the exception. The answer says nothing of it.
+        scope: of the request.
+        duration_s: since its arrival, where that is known; for the log.
+        model: which it asks, where that is known; for the log.
+    """
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    _log(logging.ERROR, scope, error, status, duration_s=duration_s, model=model)
+    return error_response(scope, status, _OUR_FAULT)
+
+
+def going_down(scope: Scope) -> Response:
+    """Return what a request is answered with that the ending server gives up."""
+    return error_response(scope, HTTPStatus.SERVICE_UNAVAILABLE, _GOING_DOWN, _RETRY)
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:
@@ -91,14 +144,13 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
             f"Expected {(error.headers or {}).get('Allow', 'another method')}. Received: {received}."
         ),
     }.get(HTTPStatus(error.status_code), str(error.detail))
-    return error_response(error.status_code, sentence, error.headers)
+    return error_response(request.scope, error.status_code, sentence, error.headers)
 
 
-async def _answer_validation(_: Request, error: RequestValidationError) -> Response:
+async def _answer_validation(request: Request, error: RequestValidationError) -> Response:
     problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-    return error_response(
-        HTTPStatus.UNPROCESSABLE_ENTITY, f"Expected a request as /openapi.json says. Received: {problems}."
-    )
+    sentence = f"Expected a request as /openapi.json says. Received: {problems}."
+    return error_response(request.scope, HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
 
 
 class LastResort:
@@ -122,13 +174,12 @@ class LastResort:
 
         try:
             await self._app(scope, receive, note_start)
-        except Exception:  # the last resort, by definition
+        except Exception as error:  # the last resort, by definition
             if scope["type"] != "http" or started:
                 raise
-            logger.exception("error: %s %s failed", scope["method"], scope["path"])
-            await error_response(HTTPStatus.INTERNAL_SERVER_ERROR, _OUR_FAULT)(scope, receive, send)
+            await our_fault(error, scope)(scope, receive, send)
         except asyncio.CancelledError:
             # Only the server cancels a request, at the end of its time to shut down, and has no better answer.
             if scope["type"] != "http" or started:
                 raise
-            await error_response(HTTPStatus.SERVICE_UNAVAILABLE, _GOING_DOWN, _RETRY)(scope, receive, send)
+            await going_down(scope)(scope, receive, send)
