@@ -1,4 +1,7 @@
-"""Two lanes: everything with TensorFlow; `--without-tensorflow` collects what a serving install must pass."""
+"""Two lanes: everything with TensorFlow; `--without-tensorflow` collects what a serving install must pass.
+
+tests/clients has an environment of its own (make test-clients) and is collected there alone.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -22,13 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     needs_tensorflow = collection_path.parent == TESTS and collection_path.name in NEED_TENSORFLOW
-    return True if needs_tensorflow and config.getoption("--without-tensorflow") else None
+    needs_clients = collection_path == TESTS / "clients" and not importlib.util.find_spec("kserve")
+    return True if needs_clients or (needs_tensorflow and config.getoption("--without-tensorflow")) else None
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     if config.getoption("--without-tensorflow"):
         return f"lane: serving install, without tests/{{{','.join(NEED_TENSORFLOW)}}}"
-    return "lane: with TensorFlow"
+    return "lane: with TensorFlow" if importlib.util.find_spec("tensorflow") else "lane: clients"
 
 
 @pytest.fixture(scope="session")
