@@ -73,7 +73,7 @@ class Manifest:
     sensitivity: float | None = None
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def statistics(self) -> str | None:
         """The policy's code where every layer has the same, `mixed` where they differ, None without BLN layers."""
         codes = {layer.policy for layer in self.layers}

@@ -2,25 +2,19 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from bln_serve.errors import BlnServeError
 from bln_serve.serving import statuses
-from bln_serve.serving.catalog import Catalog, ServedModel
-from bln_serve.serving.exchange import (
-    ClientGoneError,
-    Receive,
-    Scope,
-    deadline_of,
-    mini_batch_rows,
-    off_loop,
-    read_message,
-    unless_gone,
-)
+from bln_serve.serving.catalog import Catalog
+from bln_serve.serving.exchange import OFF_LOOP_BYTES, Scope, deadline_of, mini_batch_rows, read_message
 from bln_serve.serving.metrics import Metrics
 from bln_serve.serving.prediction import Encoded, Message, Prediction, PredictRequest, Work, mini_batches, prepare
 from bln_serve.serving.routes import Target, target_of
+from bln_serve.serving.served_model import ServedModel
 from bln_serve.serving.settings import Settings
+from bln_serve.serving.visits import ClientGoneError, Receive, Visit, Visits
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -39,42 +33,57 @@ class Answering:
 
     def __init__(self, catalog: Catalog, settings: Settings, metrics: Metrics) -> None:
         self._catalog = catalog
-        self._settings = settings
+        self._max_body_bytes = settings.max_body_bytes
+        self._request_timeout_s = settings.request_timeout_s
+        self._idle_timeout_s = settings.idle_timeout_s
         self._metrics = metrics
+        self._visits = Visits()
 
     async def __call__(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, be it with an error."""
         clock = asyncio.get_running_loop().time
-        began, status, reason = clock(), _CLIENT_CLOSED_REQUEST, "ClientGone"
+        arrived, status, reason, started = clock(), _CLIENT_CLOSED_REQUEST, "ClientGone", False
         self._metrics.in_flight.inc()
         try:
-            answer = await self._answer(target, scope, receive)
-            status, reason = 200, ""
-            await send({"type": "http.response.start", "status": status, "headers": _headers(answer)})
+            answer = await self._answer(target, scope, receive, arrived)
+            status, reason, started = 200, "", True
+            await send({"type": "http.response.start", "status": 200, "headers": _headers(answer)})
             await send({"type": "http.response.body", "body": answer.body})
         except ClientGoneError:
             return
         except BlnServeError as error:
-            response = statuses.response_to(error, scope["method"], scope["path"])
+            response = statuses.response_to(error, scope, clock() - arrived, target.name)
             status, reason = response.status_code, type(error).__name__.removesuffix("Error")
             await response(scope, receive, send)  # type: ignore[arg-type]
         except Exception as error:
             status, reason = 500, type(error).__name__
-            raise
+            if started:
+                raise
+            await statuses.our_fault(error, scope, clock() - arrived, target.name)(scope, receive, send)  # type: ignore[arg-type]
+        except asyncio.CancelledError:
+            # Only the server cancels a request, at the end of its time to shut down, and has no better answer.
+            if started:
+                raise
+            status, reason = 503, "GoingDown"
+            await statuses.going_down(scope)(scope, receive, send)  # type: ignore[arg-type]
         finally:
             self._metrics.in_flight.dec()
-            self._metrics.answered(status, clock() - began, reason)
+            self._metrics.answered(status, clock() - arrived, reason)
 
-    async def _answer(self, target: Target, scope: Scope, receive: Receive) -> Encoded:
-        now = asyncio.get_running_loop().time()
-        deadline = now + self._settings.request_timeout_s
+    async def _answer(self, target: Target, scope: Scope, receive: Receive, arrived: float) -> Encoded:
+        deadline = arrived + self._request_timeout_s
         served = self._catalog.get(target.name, target.version)
-        message = await read_message(scope, receive, self._settings.max_body_bytes, deadline)
-        deadline = deadline_of(message.headers, now, self._settings.request_timeout_s)
-        request, work = await off_loop(target.protocol.slow_bytes(message), lambda: _prepare(target, served, message))
-        outputs = await unless_gone(receive, served.answer(work, deadline))
-        prediction = Prediction(outputs, served.name, served.version, served.manifest.statistics, mini_batches(work))
-        return await off_loop(prediction.byte_count, lambda: request.write(prediction))
+        with served.users, Visit(self._visits, receive, arrived, deadline, self._idle_timeout_s) as visit:
+            message = await read_message(scope, receive, self._max_body_bytes, visit)
+            deadline = deadline_of(message.headers, arrived, self._request_timeout_s)
+            prepared = partial(_prepare, target, served, message)
+            slow_bytes = target.protocol.slow_bytes(message)
+            request, work = await asyncio.to_thread(prepared) if slow_bytes > OFF_LOOP_BYTES else prepared()
+            outputs = await served.answer(work, deadline)
+            manifest = served.manifest
+            prediction = Prediction(outputs, served.name, served.version, manifest.statistics, mini_batches(work))
+            write = partial(request.write, prediction)
+            return await asyncio.to_thread(write) if request.slow_bytes(prediction) > OFF_LOOP_BYTES else write()
 
 
 class Front:
@@ -96,18 +105,17 @@ class Front:
         elif scope["method"] == "POST":
             await self._answering(target, scope, receive, send)
         else:
-            await statuses.not_allowed(scope["method"], scope["path"], "POST")(scope, receive, send)  # type: ignore[arg-type]
+            await statuses.not_allowed(scope, "POST")(scope, receive, send)  # type: ignore[arg-type]
 
 
 def _headers(answer: Encoded) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", answer.media_type.encode("latin-1")),
-        (b"content-length", b"%d" % len(answer.body)),
-        *((name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()),
-    ]
+    headers = [(b"content-type", answer.media_type.encode()), (b"content-length", b"%d" % len(answer.body))]
+    for name, value in answer.headers.items():
+        headers.append((name.encode("latin-1"), value.encode("latin-1")))
+    return headers
 
 
 def _prepare(target: Target, served: ServedModel, message: Message) -> tuple[PredictRequest, Work]:
-    rows = mini_batch_rows(message.query)
+    rows = mini_batch_rows(message.query) if message.query else None
     request = target.protocol.read(message, served.manifest.signature)
     return request, prepare(served.manifest, request, rows)

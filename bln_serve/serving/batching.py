@@ -15,13 +15,15 @@ late, or was cancelled by its own caller; whatever becomes of one has no effect 
 """
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
 
 from bln_serve.errors import DeadlineExceededError, OverloadedError, RequestTooLargeError
 
@@ -29,8 +31,7 @@ PayloadT = TypeVar("PayloadT")
 AnswerT = TypeVar("AnswerT")
 
 
-@dataclass(frozen=True, slots=True)
-class Part(Generic[PayloadT]):
+class Part(Struct, Generic[PayloadT], frozen=True):
     """Rows that must stay in one run.
 
     Attributes:
@@ -46,8 +47,7 @@ class Part(Generic[PayloadT]):
     units: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(Struct, frozen=True):
     """One run that ended.
 
     Attributes:
@@ -107,16 +107,53 @@ class _Entry(Generic[PayloadT, AnswerT]):
         self.since = since
 
 
+class _Deadlines:
+    """Expires requests with one timer for all: nearly every one is answered long before its time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._when: dict[_Request[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = math.inf
+
+    def add(self, request: _Request[Any], when: float) -> None:
+        self._when[request] = when
+        if when < self._next:
+            self._wake_at(when)
+
+    def remove(self, request: _Request[Any]) -> None:
+        self._when.pop(request, None)
+
+    def end(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _wake_at(self, when: float) -> None:
+        self.end()
+        self._next, self._timer = when, self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        for request in [request for request, when in self._when.items() if when <= now]:
+            self.remove(request)
+            request.expire()
+        self._next, self._timer = math.inf, None
+        if self._when:
+            self._wake_at(min(self._when.values()))
+
+
 class RunQueue(Generic[PayloadT, AnswerT]):
     """A bounded queue in front of one model. Made and used within one running event loop.
 
     Args:
         run: answers parts that share a run, one answer each, in order; never called twice at a time.
         max_queued_rows: the most rows of requests that are not answered; above it requests are refused at once.
+        bound: the option that gives more room, for messages.
         max_run_rows: the most rows of parts that share a run; a larger part runs alone.
-        in_thread: whether `run` is called in a thread of the queue's own, or else on the event loop, which spares a
-            short run two changes of thread, and in which nothing else happens meanwhile. A part larger than
-            max_run_rows is never short.
+        alone: says whether a request that comes is known to be the only one that the service has, those that it has not
+            read yet included. It then runs at once, if it may run on the event loop: nobody could share its run.
+        loop_rows: the most rows of a run that is made on the event loop, which spares a short run two changes of
+            thread, and in which nothing else happens meanwhile. Others are made in a thread of the queue's own.
         report: called after each run, before its callers go on. What it raises is the event loop's to log.
         name: of the thread.
     """
@@ -126,17 +163,22 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         run: Callable[[Sequence[PayloadT]], Sequence[AnswerT]],
         *,
         max_queued_rows: int,
+        bound: str = "--max-queued-rows",
         max_run_rows: int = 1,
-        in_thread: bool = True,
+        loop_rows: int = 0,
+        alone: Callable[[], bool] = lambda: False,
         report: Callable[[RunReport], None] | None = None,
         name: str = "model",
     ) -> None:
         self._run = run
         self._max_queued_rows = max_queued_rows
+        self._bound = bound
         self._max_run_rows = max_run_rows
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._in_thread = in_thread
+        self._loop_rows = loop_rows
+        self._alone = alone
+        self._deadlines = _Deadlines(self._loop)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
         self._numbers = count()
         self._groups: dict[Hashable, OrderedDict[_Entry[PayloadT, AnswerT], None]] = {}
@@ -177,17 +219,19 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         since = self._loop.time()
         if deadline is not None and deadline <= since:
             raise _too_late()
-        self._admit(sum(part.rows for part in parts))
+        self._admit(parts[0].rows if len(parts) == 1 else sum([part.rows for part in parts]))
+        if len(parts) == 1 and parts[0].rows <= self._loop_rows and self._is_idle() and self._alone():
+            return self._answer_at_once(parts, since)
         request: _Request[AnswerT] = _Request(len(parts), self._loop.create_future())
         entries = [_Entry(part, request, index, next(self._numbers), since) for index, part in enumerate(parts)]
         self._put(entries)
         self._run_soon()
-        timer = None if deadline is None else self._loop.call_at(deadline, request.expire)
+        if deadline is not None:
+            self._deadlines.add(request, deadline)
         try:
             return await request.future
         finally:
-            if timer:
-                timer.cancel()
+            self._deadlines.remove(request)
             if request.missing:
                 self._drop(entries)
             if not self._aborted:
@@ -200,6 +244,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._closing = True
         self._run_soon()
         await self._ended.wait()
+        self._deadlines.end()
         self._thread.shutdown(wait=False)
 
     def abort(self) -> None:
@@ -212,6 +257,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._halves.clear()
         self._running = []
         self._queued_rows = 0
+        self._deadlines.end()
         self._ended.set()
 
     def _admit(self, rows: int) -> None:
@@ -220,13 +266,33 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         if rows > self._max_queued_rows:
             raise RequestTooLargeError(
                 f"Expected at most {self._max_queued_rows} rows a request. Received: {rows}. Send them in several "
-                "requests, or start the service with a larger --max-queued-rows."
+                f"requests, or start the service with a larger {self._bound}."
             )
         if self._queued_rows + rows > self._max_queued_rows:
             raise OverloadedError(
                 f"Expected room for {rows} rows in the queue. Received: {self._queued_rows} of "
                 f"{self._max_queued_rows} rows taken. Try again later."
             )
+
+    def _is_idle(self) -> bool:
+        return not (self._groups or self._running or self._halves or self._next_is_due)
+
+    def _answer_at_once(self, parts: Sequence[Part[PayloadT]], since: float) -> list[AnswerT]:
+        """Answer a request that need not wait, and so is in no queue."""
+        self._thread_busy = True
+        failed = True
+        try:
+            answers = self._call([part.payload for part in parts])
+            failed = False
+            return list(answers)
+        finally:
+            if self._report is not None:
+                run_s = self._loop.time() - since
+                report = RunReport(1, 1, parts[0].rows, parts[0].units, (0.0,), run_s, failed)
+                try:
+                    self._report(report)
+                except Exception as error:  # the request has its answer, or an error of its own
+                    self._loop.call_exception_handler({"message": "a report failed", "exception": error})
 
     def _put(self, entries: list[_Entry[PayloadT, AnswerT]]) -> None:
         for entry in entries:
@@ -261,8 +327,9 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._thread_busy = True
         began = self._loop.time()
         payloads = [entry.part.payload for entry in together]
+        rows = sum([entry.part.rows for entry in together])
         try:
-            if self._in_thread or sum(entry.part.rows for entry in together) > self._max_run_rows:
+            if rows > self._loop_rows:
                 call = self._loop.run_in_executor(self._thread, self._call, payloads)
                 call.add_done_callback(partial(self._take_over, together, began))
                 return

@@ -12,14 +12,14 @@ Source: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bln_serve.errors import InvalidInputError, MalformedRequestError
-from bln_serve.serving import predict_json
+from bln_serve.serving import json_values
+from bln_serve.serving.json_values import MAX_DIMENSIONS, plain, shown
 from bln_serve.serving.prediction import Encoded
 from bln_serve.signature import ModelSignature
 
@@ -35,10 +35,10 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 """The protocol's numbers, as they travel. On a big-endian host NumPy swaps them wherever it computes with them."""
 
 _NAMES = {dtype.str[1:]: name for name, dtype in DATATYPES.items()}  # without the byte order, which stands in front
+_LITTLE = "<|"
 _JSON_TYPES: Mapping[str, set[type]] = {"b": {bool}, "f": {int, float}, "i": {int}, "u": {int}}
-_MAX_DIMENSIONS = 32
+_BUFFER_TYPES: Mapping[str, json_values.BufferType] = {"f": "d", "i": "i", "u": "u"}
 _MAX_DIGITS = 18  # of a length; Python itself refuses to read thousands
-_MAX_CHARACTERS, _MAX_ITEMS = 80, 8  # of what a client wrote, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +89,34 @@ def head(name: str, datatype: Any, shape: Any) -> Head:
         hint = " No model here takes text or bytes." if datatype == "BYTES" else ""
         expected = f"datatype of input {shown(name)} to be one of {', '.join(DATATYPES)}"
         raise MalformedRequestError(f"Expected {expected}. Received: {shown(datatype)}.{hint}")
-    if not _is_shape(shape, DATATYPES[datatype]):
+    if not _is_shape(shape := plain(shape), DATATYPES[datatype]):
         raise MalformedRequestError(
-            f"Expected shape of input {shown(name)} to be a list of at most {_MAX_DIMENSIONS} whole numbers from 0, "
+            f"Expected shape of input {shown(name)} to be a list of at most {MAX_DIMENSIONS} whole numbers from 0, "
             f"which memory can hold. Received: {shown(shape)}."
         )
     return Head(name, datatype, shape, math.prod(shape))
 
 
-def from_bytes(tensor: Head, size: Any, body: bytes, start: int) -> NDArray[Any]:
+def checked_size(tensor: Head, size: Any) -> int:
+    """Return how many bytes a message says that a tensor has.
+
+    Raises:
+        MalformedRequestError: datatype and shape make another size.
+    """
+    expected = tensor.count * DATATYPES[tensor.datatype].itemsize
+    if size != expected or type(size) is not int:
+        raise MalformedRequestError(
+            f"Expected binary_data_size of input {shown(tensor.name)} to be {expected}, {tensor.datatype} of shape "
+            f"{tensor.shape}. Received: {shown(size)}."
+        )
+    return expected
+
+
+def from_bytes(tensor: Head, body: bytes, start: int) -> NDArray[Any]:
     """Read a tensor's bytes without copying them.
 
     Args:
         tensor: what the message says of it.
-        size: how many bytes the message says it has.
         body: where they lie.
         start: the first of them.
 
@@ -110,16 +124,11 @@ def from_bytes(tensor: Head, size: Any, body: bytes, start: int) -> NDArray[Any]
         A read-only view of the body, (*shape), little-endian, at an address that need not be aligned.
 
     Raises:
-        MalformedRequestError: datatype and shape make another size, or the body ends earlier.
+        MalformedRequestError: the body ends earlier.
         InvalidInputError: a BOOL is neither 0 nor 1.
     """
     dtype = DATATYPES[tensor.datatype]
     expected = tensor.count * dtype.itemsize
-    if size != expected or type(size) is not int:
-        raise MalformedRequestError(
-            f"Expected binary_data_size of input {shown(tensor.name)} to be {expected}, {tensor.datatype} of shape "
-            f"{tensor.shape}. Received: {shown(size)}."
-        )
     if start + expected > len(body):
         raise MalformedRequestError(
             f"Expected {expected} bytes of input {shown(tensor.name)} from byte {start} of the body on. Received: "
@@ -134,8 +143,13 @@ def from_bytes(tensor: Head, size: Any, body: bytes, start: int) -> NDArray[Any]
     return array
 
 
-def from_json(tensor: Head, data: Any) -> NDArray[Any]:
+def from_json(tensor: Head, data: Any, *, flat: bool = False) -> NDArray[Any]:
     """Read a tensor's numbers, flat or nested.
+
+    Args:
+        tensor: what the message says of it.
+        data: part of a document.
+        flat: whether there are no lists in it, which makes reading it faster.
 
     Returns:
         An array of the datatype, (*shape).
@@ -144,19 +158,17 @@ def from_json(tensor: Head, data: Any) -> NDArray[Any]:
         MalformedRequestError: the data are no list, or have another shape.
         InvalidInputError: they are no rectangular array, or the datatype cannot hold one of them.
     """
-    if type(data) is not list:
+    if not json_values.is_list(data):
         raise MalformedRequestError(
             f"Expected data of input {shown(tensor.name)} to be a list. Received: {shown(data)}."
         )
-    items, nesting = data, [len(data)]
-    while items and type(items[0]) is list:
-        predict_json._check_level(tensor.name, items, len(nesting))
-        nesting.append(len(items[0]))
-        items = list(chain.from_iterable(items))
-    if nesting not in (tensor.shape, [tensor.count]):
+    if flat and len(data) == tensor.count and (array := _at_once(tensor, data)) is not None:
+        return array.reshape(tensor.shape)
+    items, nesting = json_values.levels(tensor.name, data)
+    if list(nesting) not in (tensor.shape, [tensor.count]):
         raise MalformedRequestError(
             f"Expected data of input {shown(tensor.name)} to be one list of {tensor.count}, or lists as its shape "
-            f"{tensor.shape} says. Received: shape {nesting}."
+            f"{tensor.shape} says. Received: shape {list(nesting)}."
         )
     return _exact(tensor, items).reshape(tensor.shape)
 
@@ -185,12 +197,12 @@ def only_input(signature: ModelSignature, body: bytes) -> dict[str, NDArray[Any]
             f"Expected nothing but rows of input {spec.name!r}, {spec.describe()}, {row_bytes} bytes each, since "
             f"Inference-Header-Content-Length is 0. Received: {len(body)} bytes."
         )
-    return {spec.name: from_bytes(head(spec.name, datatype_of(dtype), [rows, *row_shape]), len(body), body, 0)}
+    return {spec.name: from_bytes(head(spec.name, datatype_of(dtype), [rows, *row_shape]), body, 0)}
 
 
 def to_bytes(array: NDArray[Any]) -> bytes:
     """Write a tensor: row-major and little-endian, whatever its order in memory and the platform's."""
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return array.tobytes() if array.dtype.str[0] in _LITTLE else array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
 def join(header: bytes, tensors: Sequence[bytes]) -> Encoded:
@@ -198,21 +210,8 @@ def join(header: bytes, tensors: Sequence[bytes]) -> Encoded:
     return Encoded(b"".join((header, *tensors)), MEDIA_TYPE, {HEADER_LENGTH: str(len(header))})
 
 
-def shown(value: Any) -> str:
-    """Show in a message what a client wrote, however long or nested it is."""
-    if type(value) is list:
-        return f"[{', '.join(map(_shown_alone, value[:_MAX_ITEMS]))}{', ...' if len(value) > _MAX_ITEMS else ''}]"
-    return _shown_alone(value)
-
-
-def _shown_alone(value: Any) -> str:
-    if type(value) is str:
-        return repr(value if len(value) <= _MAX_CHARACTERS else f"{value[:_MAX_CHARACTERS]}...")
-    return str(value) if type(value) in (int, float) else predict_json._kind(value)
-
-
 def _is_shape(value: Any, dtype: np.dtype[Any]) -> bool:
-    if type(value) is not list or len(value) > _MAX_DIMENSIONS:
+    if type(value) is not list or len(value) > MAX_DIMENSIONS:
         return False
     for size in value:
         if type(size) is not int or size < 0:
@@ -225,15 +224,31 @@ def _is_shape(value: Any, dtype: np.dtype[Any]) -> bool:
     return True
 
 
+def _at_once(tensor: Head, data: Any) -> NDArray[Any] | None:
+    """Return numbers as an array of the datatype, or None where it cannot hold one of them, or they are none."""
+    dtype = DATATYPES[tensor.datatype]
+    if dtype.kind not in _BUFFER_TYPES:
+        return None
+    numbers = json_values.flat_numbers(data, [_BUFFER_TYPES[dtype.kind]])
+    if numbers is None or not numbers.size:
+        return None
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = numbers.astype(dtype)
+        return array if np.isfinite(array).all() else None
+    limits = np.iinfo(dtype)
+    return numbers.astype(dtype) if limits.min <= numbers.min() and numbers.max() <= limits.max else None
+
+
 def _exact(tensor: Head, items: list[Any]) -> NDArray[Any]:
     """Make an array of parsed JSON, each of which the datatype must be able to hold."""
     dtype = DATATYPES[tensor.datatype]
-    kinds = _JSON_TYPES[dtype.kind]
-    if not set(map(type, items)) <= kinds:
-        raise _misfit(tensor, items, next(i for i, item in enumerate(items) if type(item) not in kinds))
+    types = _JSON_TYPES[dtype.kind]
+    if not json_values.types_of(items) <= types:
+        raise _misfit(tensor, items, next(i for i, item in enumerate(items) if type(item) not in types))
     try:
         with np.errstate(over="ignore"):
-            array = np.array(items, dtype)
+            array = json_values.packed(items, dtype)
     except OverflowError as error:
         limits = np.iinfo(dtype)
         outside = next(i for i, item in enumerate(items) if not limits.min <= item <= limits.max)

@@ -1,8 +1,9 @@
 """How many rows a run should have: measured once, at start, on the artifact's own samples.
 
 A run of r rows takes t(r) seconds. Rows a second, r / t(r), rise with r as long as what a run costs besides its rows
-counts, and may fall again where the values between the layers no longer fit the cache. The limit is the smallest r that
-reaches NEARLY of the best rate seen, among runs short enough not to hold up other requests for long.
+counts, and may fall again where the values between the layers no longer fit the cache. Of the r that reach NEARLY of
+the best rate seen, the limit is the largest whose run is short, so that fewer runs are begun and ended; or else the
+smallest, so that a run does not hold up other requests for longer than it is worth.
 
 A container whose processor time was just taken away measures too slow a run; the limit then still is a good one, since
 it depends on ratios alone. Whoever wants the same limit at each start gives it: then nothing is measured.
@@ -19,6 +20,9 @@ from bln_serve.artifact import Artifact
 from bln_serve.runtime import Model
 from bln_serve.serving.merging import Portion, SharedRun
 from bln_serve.signature import Arrays, rows_of
+
+SHORT_S = 0.002
+"""A run no longer than this is made on the event loop, which spares every request two changes of thread."""
 
 MAX_ROWS = 512
 MAX_RUN_S = 0.05
@@ -40,12 +44,13 @@ class CostCurve:
     def max_run_rows(self) -> int:
         """The rows that a run should have at most."""
         best = max(rows / seconds for rows, seconds in self.points)
-        return next(rows for rows, seconds in self.points if rows / seconds >= NEARLY * best)
+        good = [(rows, seconds) for rows, seconds in self.points if rows / seconds >= NEARLY * best]
+        return max((rows for rows, seconds in good if seconds <= SHORT_S), default=good[0][0])
 
     @property
-    def run_s(self) -> float:
-        """Seconds of a run of that many rows."""
-        return dict(self.points)[self.max_run_rows]
+    def loop_rows(self) -> int:
+        """The most rows of a short run; where no run as short was timed, what the others make of it."""
+        return max(rows if seconds <= SHORT_S else int(rows * SHORT_S / seconds) for rows, seconds in self.points)
 
 
 def measure(

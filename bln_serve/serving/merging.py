@@ -10,10 +10,10 @@ the export proved and compared that before it wrote the artifact.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 import numpy as np
+from msgspec import Struct
 
 from bln_serve.runtime import Model
 from bln_serve.serving.batching import Part
@@ -23,8 +23,7 @@ from bln_serve.signature import Arrays, rows_of
 _ROWS = "rows"
 
 
-@dataclass(frozen=True, slots=True)
-class Portion:
+class Portion(Struct, frozen=True):
     """Rows of one request that stay in one run.
 
     Attributes:
@@ -53,7 +52,7 @@ def parts_of(work: Work, max_run_rows: int, *, several_mini_batches: bool, share
         group: Hashable = _ROWS if shared else None
         if work.rows <= max_run_rows:
             return [Part(Portion(work.inputs, None), work.rows, group)]
-        cuts = [*range(0, work.rows, max_run_rows), work.rows]
+        cuts = _even_cuts(work.rows, max_run_rows)
         return [
             Part(Portion(_rows(work.inputs, start, stop), None), stop - start, group) for start, stop in pairwise(cuts)
         ]
@@ -62,12 +61,19 @@ def parts_of(work: Work, max_run_rows: int, *, several_mini_batches: bool, share
         left = len(list(alike))
         most = max(1, max_run_rows // size) if several_mini_batches else 1
         group = size if several_mini_batches and shared else None
-        while left:
-            count = min(most, left)
-            stop = start + count * size
-            parts.append(Part(Portion(_rows(work.inputs, start, stop), count), count * size, group, count))
-            start, left = stop, left - count
+        for first, last in pairwise(_even_cuts(left, most)):
+            stop = start + (last - first) * size
+            parts.append(
+                Part(Portion(_rows(work.inputs, start, stop), last - first), stop - start, group, last - first)
+            )
+            start = stop
     return parts
+
+
+def _even_cuts(count: int, most: int) -> list[int]:
+    """Return where to cut so many things into as few parts as may be, none larger than `most`, and nearly equal."""
+    parts = -(-count // most)
+    return [count * part // parts for part in range(parts + 1)]
 
 
 class SharedRun:

@@ -15,7 +15,8 @@ Source: https://github.com/kserve/open-inference-protocol/blob/main/specificatio
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,19 @@ from numpy.typing import NDArray
 
 from bln_serve.errors import MalformedRequestError
 from bln_serve.manifest import Manifest
-from bln_serve.serving import binary_tensors, predict_json
-from bln_serve.serving.binary_tensors import shown
+from bln_serve.serving import binary_tensors, json_values
+from bln_serve.serving.json_values import shown
 from bln_serve.serving.prediction import Encoded, Message, Prediction, PredictRequest
 from bln_serve.signature import ModelSignature, TensorSpec
 
 _ROWS = "bln_mini_batch_rows"
 _EXPECTED_ROWS = f"{_ROWS} to be a whole number from 0 (one mini-batch of all rows), or left out"
 # The URL decides which model is asked; KServe's client repeats its name.
-_KEYS = {"id", "model_name", "model_version", "parameters", "inputs", "outputs"}
-_INPUT_KEYS = {"name", "shape", "datatype", "parameters", "data"}
-_OUTPUT_KEYS = {"name", "parameters"}
+_KEYS = ("id", "inputs", "model_name", "model_version", "outputs", "parameters")
+_INPUT_KEYS = ("data", "datatype", "name", "parameters", "shape")
+_OUTPUT_KEYS = ("name", "parameters")
+_AFTER_JSON = " Inference-Header-Content-Length must name the length of the JSON where bytes of tensors follow it."
+_REMEMBERED, _REMEMBERED_BYTES = 256, 1024
 
 _NO_SEQUENCE = "No model here remembers earlier requests"
 _NO_SHARED_MEMORY = "No memory is shared with clients: data travel in the bodies"
@@ -51,6 +54,29 @@ _NOT_DONE = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """An input: what the JSON says of it, and its elements or how many bytes behind the JSON they are."""
+
+    head: binary_tensors.Head
+    array: NDArray[Any] | None
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the JSON of a request says. Compared by nothing: it may be read once and answered often."""
+
+    request_id: str | None
+    mini_batch_rows: int | None
+    tensors: tuple[_Tensor, ...]
+    binary: Mapping[str, bool]  # the outputs to answer, in order, and whether as bytes
+
+
+_remembered: dict[bytes, tuple[ModelSignature, _Asked]] = {}
+"""What JSON of a few bytes was found to say. Clients that send tensors as bytes send it again and again."""
+
+
 def read(message: Message, signature: ModelSignature) -> PredictRequest:
     """Read a request. Bytes of tensors are not copied.
 
@@ -65,15 +91,13 @@ def read(message: Message, signature: ModelSignature) -> PredictRequest:
     body = message.body
     length = binary_tensors.header_length(message.headers, body)
     if length == 0 and binary_tensors.HEADER_LENGTH in message.headers:
-        every = dict.fromkeys([spec.name for spec in signature.outputs], True)
-        return PredictRequest(binary_tensors.only_input(signature, body), partial(_write, None, every))
-    document = _document(body, length)
-    parameters = _parameters(document, _ROWS)
-    request_id, rows = document.get("id"), parameters.get(_ROWS)
-    _checked(request_id, request_id is None or type(request_id) is str, "id to be text")
-    _checked(rows, rows is None or (type(rows) is int and rows >= 0), _EXPECTED_ROWS)
-    binary = _outputs(document.get("outputs"), _flag(parameters, "binary_data_output", default=False), signature)
-    return PredictRequest(_inputs(document.get("inputs"), body, length), partial(_write, request_id, binary), rows)
+        asked = _Asked(None, None, (), dict.fromkeys([spec.name for spec in signature.outputs], True))
+        inputs = binary_tensors.only_input(signature, body)
+    else:
+        asked = _read_json(body, length, signature)
+        inputs = _inputs(asked.tensors, body, length)
+    text = not all(asked.binary.values())
+    return PredictRequest(inputs, partial(_write, asked), asked.mini_batch_rows, answers_text=text)
 
 
 def slow_bytes(message: Message) -> int:
@@ -84,32 +108,60 @@ def slow_bytes(message: Message) -> int:
         return 0
 
 
-def _document(body: bytes, length: int) -> dict[str, Any]:
-    try:
-        document = orjson.loads(memoryview(body)[:length])
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequestError(
-            f"Expected JSON in the first {length} of {len(body)} bytes. Received: {error}. JSON has no NaN and no "
-            "Infinity; Inference-Header-Content-Length must name its length where bytes of tensors follow it."
-        ) from error
-    return _object("the request", document, _KEYS)
+def _read_json(body: bytes, length: int, signature: ModelSignature) -> _Asked:
+    """Read the JSON, or remember what it says."""
+    may_be_known = length <= _REMEMBERED_BYTES and length < len(body)
+    if may_be_known and (known := _remembered.get(body[:length])) and known[0] is signature:
+        return known[1]
+    text = body[:length]
+    expected = f"JSON in the first {length} of {len(body)} bytes"
+    asked = json_values.read(text, partial(_asked, text, signature), expected, _AFTER_JSON)
+    # An id makes each request's JSON another one.
+    if may_be_known and asked.request_id is None and all(tensor.size is not None for tensor in asked.tensors):
+        if len(_remembered) >= _REMEMBERED:
+            _remembered.clear()
+        _remembered[text] = signature, asked
+    return asked
 
 
-def _inputs(tensors: Any, body: bytes, start: int) -> dict[str, NDArray[Any]]:
-    """Read the inputs, of which those as bytes follow one another from `start` to the body's end."""
+def _asked(text: bytes, signature: ModelSignature, document: Any) -> _Asked:
+    """Return what a document says."""
+    named = json_values.members("the request", document, _KEYS)
+    parameters = _parameters(named, _ROWS)
+    request_id, rows = named.get("id"), parameters.get(_ROWS)
+    _checked(request_id, request_id is None or type(request_id) is str, "id to be text")
+    _checked(rows, rows is None or (type(rows) is int and rows >= 0), _EXPECTED_ROWS)
+    binary = _outputs(named.get("outputs"), _flag(parameters, "binary_data_output", default=False), signature)
+    tensors = _checked(named.get("inputs"), json_values.is_list(named.get("inputs")), "inputs to be a list")
+    # Each list that the protocol knows counted, none is left that could be nested in one.
+    flat = text.count(b"[") == 1 + 2 * len(tensors) + ("outputs" in named)
+    inputs: dict[str, _Tensor] = {}
+    for tensor in tensors:
+        members = json_values.members("each of inputs", tensor, _INPUT_KEYS)
+        name = _name("inputs", members, inputs)
+        inputs[name] = _tensor(name, members, flat=flat)
+    return _Asked(request_id, rows, tuple(inputs.values()), binary)
+
+
+def _tensor(name: str, members: Mapping[str, Any], *, flat: bool) -> _Tensor:
+    head = binary_tensors.head(name, members.get("datatype"), members.get("shape"))
+    size, data = _parameters(members).get("binary_data_size"), members.get("data")
+    if (size is None) == (data is None):
+        expected = f"either data or parameters.binary_data_size of input {shown(name)}"
+        raise MalformedRequestError(f"Expected {expected}. Received: {'neither' if data is None else 'both'}.")
+    array = binary_tensors.from_json(head, data, flat=flat) if size is None else None
+    return _Tensor(head, array, None if size is None else binary_tensors.checked_size(head, size))
+
+
+def _inputs(tensors: Sequence[_Tensor], body: bytes, start: int) -> dict[str, NDArray[Any]]:
+    """Return the inputs, of which those as bytes follow one another from `start` to the body's end."""
     inputs: dict[str, NDArray[Any]] = {}
-    for tensor in _checked(tensors, type(tensors) is list, "inputs to be a list"):
-        name = _name("inputs", _object("each of inputs", tensor, _INPUT_KEYS), inputs)
-        head = binary_tensors.head(name, tensor.get("datatype"), tensor.get("shape"))
-        size, data = _parameters(tensor).get("binary_data_size"), tensor.get("data")
-        if (size is None) == (data is None):
-            expected = f"either data or parameters.binary_data_size of input {shown(name)}"
-            raise MalformedRequestError(f"Expected {expected}. Received: {'neither' if data is None else 'both'}.")
-        if size is None:
-            inputs[name] = binary_tensors.from_json(head, data)
+    for tensor in tensors:
+        if tensor.array is not None:
+            inputs[tensor.head.name] = tensor.array
         else:
-            inputs[name] = binary_tensors.from_bytes(head, size, body, start)
-            start += size
+            inputs[tensor.head.name] = binary_tensors.from_bytes(tensor.head, body, start)
+            start += tensor.size or 0
     if start != len(body):
         raise MalformedRequestError(
             f"Expected a body of {start} bytes, the JSON and the tensors behind it. Received: {len(body)} bytes."
@@ -123,13 +175,14 @@ def _outputs(wanted: Any, binary: bool, signature: ModelSignature) -> dict[str, 
     if wanted is None:
         return dict.fromkeys(names, binary)
     chosen: dict[str, bool] = {}
-    for output in _checked(wanted, type(wanted) is list, "outputs to be a list"):
-        name = _name("outputs", _object("each of outputs", output, _OUTPUT_KEYS), chosen)
+    for output in _checked(wanted, json_values.is_list(wanted), "outputs to be a list"):
+        members = json_values.members("each of outputs", output, _OUTPUT_KEYS)
+        name = _name("outputs", members, chosen)
         if name not in names:
             raise MalformedRequestError(
                 f"Expected outputs to name outputs of the model: {', '.join(names)}. Received: {shown(name)}."
             )
-        chosen[name] = _flag(_parameters(output), "binary_data", default=binary)
+        chosen[name] = _flag(_parameters(members), "binary_data", default=binary)
     return chosen or dict.fromkeys(names, binary)
 
 
@@ -137,14 +190,6 @@ def _checked(value: Any, is_right: bool, expected: str) -> Any:
     if is_right:
         return value
     raise MalformedRequestError(f"Expected {expected}. Received: {shown(value)}.")
-
-
-def _object(what: str, value: Any, keys: set[str]) -> dict[str, Any]:
-    if type(value) is dict and value.keys() <= keys:
-        return value
-    received = shown(sorted(value.keys() - keys)) if type(value) is dict else shown(value)
-    expected = f"{what} to be a JSON object with no other keys than {', '.join(sorted(keys))}"
-    raise MalformedRequestError(f"Expected {expected}. Received: {received}.")
 
 
 def _name(what: str, holder: Mapping[str, Any], others: Mapping[str, Any]) -> str:
@@ -158,7 +203,8 @@ def _name(what: str, holder: Mapping[str, Any], others: Mapping[str, Any]) -> st
 def _parameters(holder: Mapping[str, Any], own: str | None = None) -> Mapping[str, Any]:
     if (given := holder.get("parameters")) is None:
         return {}
-    parameters: dict[str, Any] = _checked(given, type(given) is dict, "parameters to be a JSON object")
+    _checked(given, json_values.is_object(given), "parameters to be a JSON object")
+    parameters = json_values.members("parameters", given, list(given.keys()))
     for name, value in parameters.items():
         # 0, "", false and null are Triton's words for not asking.
         if name in _NOT_DONE and value:
@@ -175,32 +221,54 @@ def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
     return default if value is None else bool(_checked(value, type(value) is bool, f"{name} to be true or false"))
 
 
-def _write(request_id: str | None, binary: Mapping[str, bool], prediction: Prediction) -> Encoded:
-    """Write an answer: these outputs in this order, True for those as bytes.
+def _write(asked: _Asked, prediction: Prediction) -> Encoded:
+    """Write an answer.
 
     Raises:
         NonFiniteAnswerError: an output in JSON holds NaN or infinity.
     """
-    outputs, tail = list[dict[str, Any]](), list[bytes]()
-    for name, as_bytes in binary.items():
+    tail = [binary_tensors.to_bytes(prediction.outputs[name]) for name, as_bytes in asked.binary.items() if as_bytes]
+    if len(tail) < len(asked.binary) or asked.request_id is not None:
+        header = orjson.dumps(_answer(asked, prediction), option=orjson.OPT_SERIALIZE_NUMPY)
+        return binary_tensors.join(header, tail) if tail else Encoded(header, json_values.MEDIA_TYPE, {})
+    outputs = tuple([(name, prediction.outputs[name].dtype, prediction.outputs[name].shape) for name in asked.binary])
+    facts = prediction.model, prediction.version, prediction.statistics, prediction.mini_batches
+    return binary_tensors.join(_binary_header(outputs, *facts), tail)
+
+
+@lru_cache(maxsize=256)
+def _binary_header(
+    outputs: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
+    model: str,
+    version: int,
+    statistics: str | None,
+    mini_batches: str | None,
+) -> bytes:
+    """Return the JSON in front of outputs that are all bytes: the same again and again."""
+    arrays = {name: np.empty(shape, dtype) for name, dtype, shape in outputs}
+    asked = _Asked(None, None, (), dict.fromkeys(arrays, True))
+    return orjson.dumps(_answer(asked, Prediction(arrays, model, version, statistics, mini_batches)))
+
+
+def _answer(asked: _Asked, prediction: Prediction) -> dict[str, Any]:
+    outputs = list[dict[str, Any]]()
+    for name, as_bytes in asked.binary.items():
         array = prediction.outputs[name]
         datatype = binary_tensors.datatype_of(array.dtype)
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
         if as_bytes:
-            tail.append(binary_tensors.to_bytes(array))
-            output["parameters"] = {"binary_data_size": len(tail[-1])}
+            output["parameters"] = {"binary_data_size": array.nbytes}
         else:
-            predict_json._check_finite(name, array)
+            json_values.check_finite(name, array)
             output["data"] = array.ravel()
         outputs.append(output)
     document: dict[str, Any] = {"model_name": prediction.model, "model_version": str(prediction.version)}
-    if request_id is not None:
-        document["id"] = request_id
+    if asked.request_id is not None:
+        document["id"] = asked.request_id
     if facts := _known({"bln_statistics": prediction.statistics, "bln_mini_batches": prediction.mini_batches}):
         document["parameters"] = facts
     document["outputs"] = outputs
-    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return binary_tensors.join(header, tail) if tail else Encoded(header, predict_json.MEDIA_TYPE, {})
+    return document
 
 
 def server_metadata(version: str) -> dict[str, Any]:

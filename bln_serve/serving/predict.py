@@ -1,7 +1,8 @@
 """The service's own protocol, POST /predict: JSON or npy in, JSON or npy out, whichever the headers name."""
 
-from dataclasses import replace
 from types import ModuleType
+
+from msgspec import structs
 
 from bln_serve.errors import UnsupportedFormatError
 from bln_serve.serving import predict_json, predict_npy
@@ -26,7 +27,9 @@ def read(message: Message, signature: ModelSignature) -> PredictRequest:
     if writer is predict_npy:
         predict_npy.check_single_output([spec.name for spec in signature.outputs])
     request: PredictRequest = reader.read(message.body)
-    return request if writer is reader else replace(request, write=writer.write)
+    if writer is reader:
+        return request
+    return structs.replace(request, write=writer.write, answers_text=writer is predict_json)
 
 
 def slow_bytes(message: Message) -> int:

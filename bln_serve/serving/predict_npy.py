@@ -7,6 +7,7 @@ last two are left out where a JSON answer says null.
 
 import io
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ from bln_serve.errors import MalformedRequestError
 from bln_serve.serving.prediction import Encoded, Prediction, PredictRequest
 
 MEDIA_TYPE = "application/x-npy"
+
+# As numpy.save writes it, of format version 1.0: the header's size, the dtype, the order, and the shape.
+_USUAL = re.compile(
+    rb"\x93NUMPY\x01\x00(?s:(..))\{'descr': '([<>|][biuf][1248])', 'fortran_order': (True|False), "
+    rb"'shape': \((\d{1,18},|\d{1,18}(?:, \d{1,18})+)\), \} *\n"
+)
+_MAGIC_BYTES = 10  # and the header's size
 
 _READERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 
@@ -41,7 +49,7 @@ def read(body: bytes) -> PredictRequest:
         array = np.ndarray(shape, dtype, buffer=body, offset=start, order="F" if fortran_order else "C")
     except (ValueError, OverflowError) as error:  # an empty array may announce dimensions that NumPy cannot have
         raise MalformedRequestError(f"Expected an .npy body that NumPy can hold. Received: {error}.") from error
-    return PredictRequest(array, write)
+    return PredictRequest(array, write, answers_text=False)
 
 
 def write(prediction: Prediction) -> Encoded:
@@ -50,14 +58,7 @@ def write(prediction: Prediction) -> Encoded:
     Raises:
         MalformedRequestError: the model has several outputs.
     """
-    facts = {
-        "bln-model": prediction.model,
-        "bln-version": str(prediction.version),
-        "bln-statistics": prediction.statistics,
-        "bln-mini-batches": prediction.mini_batches,
-    }
-    headers = {name: value for name, value in facts.items() if value is not None}
-    return Encoded(_npy(single_output(list(prediction.outputs), prediction.outputs)), MEDIA_TYPE, headers)
+    return Encoded(_npy(single_output(list(prediction.outputs), prediction.outputs)), MEDIA_TYPE, prediction.headers)
 
 
 def single_output(names: list[str], outputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
@@ -81,6 +82,16 @@ def check_single_output(names: list[str]) -> None:
 
 def _header(body: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Read shape, order, dtype and where the numbers begin."""
+    if usual := _USUAL.match(body):
+        size, dtype, order, sizes = usual.groups()
+        if len(sizes) and usual.end() == _MAGIC_BYTES + int.from_bytes(size, "little"):
+            shape = tuple(int(each) for each in sizes.split(b",") if each.strip())
+            return shape, order == b"True", np.dtype(dtype.decode()), usual.end()
+    return _any_header(body)
+
+
+def _any_header(body: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Read what NumPy reads, which takes ten times as long: it compiles the header as Python's own literal."""
     stream = io.BytesIO(body)
     try:
         version = npy_format.read_magic(stream)

@@ -5,9 +5,9 @@ travels along as the request's `write`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from bln_serve.errors import MalformedRequestError
@@ -16,8 +16,7 @@ from bln_serve.signature import Arrays, rows_of
 from bln_serve.statistics import run_length
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """A request as it came over HTTP.
 
     Attributes:
@@ -31,23 +30,27 @@ class Message:
     query: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class PredictRequest:
+class PredictRequest(Struct, frozen=True):
     """What a client sent, read but not checked against the model.
 
     Attributes:
         inputs: by name, or one array without a name.
         write: turns the answer into what the client expects; raises NonFiniteAnswerError where that cannot say it.
         mini_batch_rows: as the body names it, 0 or more; None where it doesn't.
+        answers_text: whether `write` makes text of the numbers, which takes long.
     """
 
     inputs: Mapping[str, NDArray[Any]] | NDArray[Any]
     write: Callable[["Prediction"], "Encoded"]
     mini_batch_rows: int | None = None
+    answers_text: bool = True
+
+    def slow_bytes(self, prediction: "Prediction") -> int:
+        """Return how many bytes are slow to write: of text, some three for each in memory."""
+        return 3 * sum([array.nbytes for array in prediction.outputs.values()]) if self.answers_text else 0
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(Struct, frozen=True):
     """A checked request, ready to run.
 
     Attributes:
@@ -64,8 +67,7 @@ class Work:
         return rows_of(self.inputs)
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(Struct, frozen=True):
     """An answer and what it was computed with.
 
     Attributes:
@@ -83,13 +85,18 @@ class Prediction:
     mini_batches: str | None
 
     @property
-    def byte_count(self) -> int:
-        """The size of the outputs in memory."""
-        return sum(array.nbytes for array in self.outputs.values())
+    def headers(self) -> dict[str, str]:
+        """What it was computed with, for protocols whose bodies have no place for that; nulls are left out."""
+        facts = {
+            "bln-model": self.model,
+            "bln-version": str(self.version),
+            "bln-statistics": self.statistics,
+            "bln-mini-batches": self.mini_batches,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(Struct, frozen=True):
     """An answer in one wire format."""
 
     body: bytes

@@ -51,10 +51,18 @@ _PATTERNS = (
 )
 
 
-@lru_cache(maxsize=1024)
 def target_of(path: str) -> Target | None:
     """Return what a POST to this path asks, or None if it asks no model."""
+    return _known_target(path) if len(path) <= _MAX_KNOWN_LENGTH else _target(path)
+
+
+def _target(path: str) -> Target | None:
     for pattern, protocol in _PATTERNS:
         if match := pattern.fullmatch(path):
             return Target(protocol, **match.groupdict())
     return None
+
+
+# Whoever asks for many long paths would otherwise have them all kept.
+_MAX_KNOWN_LENGTH = 256
+_known_target = lru_cache(maxsize=1024)(_target)

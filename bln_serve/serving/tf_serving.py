@@ -13,6 +13,7 @@ Source: https://www.tensorflow.org/tfx/serving/api_rest
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,13 @@ import orjson
 
 from bln_serve.errors import InvalidInputError, MalformedRequestError
 from bln_serve.manifest import Manifest
-from bln_serve.serving import predict_json
-from bln_serve.serving.binary_tensors import shown
+from bln_serve.serving import json_values, predict_json
+from bln_serve.serving.json_values import shown
 from bln_serve.serving.prediction import Encoded, Message, Prediction, PredictRequest
 from bln_serve.signature import Arrays, ModelSignature, TensorSpec
 
 _SIGNATURE = "serving_default"
-_KEYS = {"signature_name", "instances", "inputs"}
+_KEYS = ("inputs", "instances", "signature_name")
 _DTYPES = {
     "bool": "DT_BOOL",
     **{f"uint{bits}": f"DT_UINT{bits}" for bits in (8, 16, 32, 64)},
@@ -44,22 +45,21 @@ def read(message: Message, _: ModelSignature | None = None) -> PredictRequest:
         MalformedRequestError: the body is not a JSON object with the right keys, or asks for another signature.
         InvalidInputError: an input is no rectangular array of numbers.
     """
-    document = _document(message.body)
-    if (signature := document.get("signature_name", _SIGNATURE)) != _SIGNATURE:
-        raise MalformedRequestError(
-            f"Expected signature_name to be {_SIGNATURE!r}, or left out. Received: {shown(signature)}."
-        )
-    if ("instances" in document) == ("inputs" in document):
-        received = "both" if "inputs" in document else "neither"
-        raise MalformedRequestError(f"Expected either 'instances' or 'inputs'. Received: {received}.")
     try:
-        if "instances" in document:
-            return PredictRequest(predict_json._instances(document["instances"]), _write_rows)
-        return PredictRequest(predict_json._inputs(document["inputs"]), _write_columns)
+        return json_values.read(message.body, partial(_request, message.body))
     except InvalidInputError as error:
         if b'"b64"' not in message.body:
             raise
         raise InvalidInputError(f'{error} No model here takes bytes, such as {{"b64": TEXT}}.') from error
+
+
+def _request(body: bytes, document: Any) -> PredictRequest:
+    named = json_values.members("the request", document, _KEYS, " mini_batch_rows goes into the URL.")
+    if (signature := named.get("signature_name", _SIGNATURE)) != _SIGNATURE:
+        raise MalformedRequestError(
+            f"Expected signature_name to be {_SIGNATURE!r}, or left out. Received: {shown(signature)}."
+        )
+    return PredictRequest(predict_json.rows(named, body), _write_rows if "instances" in named else _write_columns)
 
 
 def slow_bytes(message: Message) -> int:
@@ -108,22 +108,6 @@ def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def _document(body: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequestError(
-            f"Expected a JSON object. Received: {len(body)} bytes, and {error}. JSON has no NaN and no Infinity."
-        ) from error
-    if type(document) is not dict or not document.keys() <= _KEYS:
-        received = shown(sorted(document.keys() - _KEYS) if type(document) is dict else document)
-        raise MalformedRequestError(
-            f"Expected a JSON object with no other keys than {', '.join(sorted(_KEYS))}. Received: {received}. "
-            "mini_batch_rows goes into the URL: ?mini_batch_rows=25."
-        )
-    return document
-
-
 def _write_rows(prediction: Prediction) -> Encoded:
     """Write the answer to instances.
 
@@ -149,17 +133,12 @@ def _write_columns(prediction: Prediction) -> Encoded:
 
 def _outputs(prediction: Prediction) -> Arrays:
     for name, output in prediction.outputs.items():
-        predict_json._check_finite(name, output)
+        json_values.check_finite(name, output)
     # orjson writes C-contiguous arrays alone.
     return {name: np.ascontiguousarray(output) for name, output in prediction.outputs.items()}
 
 
 def _encoded(document: Mapping[str, Any], prediction: Prediction) -> Encoded:
-    facts = {
-        "bln-model": prediction.model,
-        "bln-version": str(prediction.version),
-        "bln-statistics": prediction.statistics,
-        "bln-mini-batches": prediction.mini_batches,
-    }
-    headers = {name: value for name, value in facts.items() if value is not None}
-    return Encoded(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), predict_json.MEDIA_TYPE, headers)
+    return Encoded(
+        orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), json_values.MEDIA_TYPE, prediction.headers
+    )

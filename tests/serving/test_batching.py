@@ -18,7 +18,7 @@ from support.queues import (
     turns,
 )
 
-from bln_serve.errors import OverloadedError, RequestTooLargeError
+from bln_serve.errors import DeadlineExceededError, OverloadedError, RequestTooLargeError
 from bln_serve.serving.batching import Part, RunReport
 
 # Order
@@ -247,3 +247,62 @@ async def test_a_report_that_fails_harms_nobody(in_thread: bool) -> None:
         ]
     assert [trouble.args for trouble in loop.troubles] == [(False,), (True,), (False,)]
     loop.troubles.clear()
+
+
+# A request that is alone
+
+
+@in_time
+async def test_a_request_that_is_alone_is_answered_at_once() -> None:
+    reports: list[RunReport] = []
+    async with queue_for(Run(), in_thread=False, alone=lambda: True, report=reports.append) as queue:
+        answer = queue.answer([Part("a", 3, "g", 2)], deadline=the_loop().now + 5)
+        with pytest.raises(StopIteration) as ended:  # it never waits
+            answer.send(None)
+        assert ended.value.value == ["answer to a"]
+        assert reports == [RunReport(1, 1, 3, 2, (0.0,), 0.0, failed=False)]
+        assert not queue.thread_busy
+
+
+@in_time
+async def test_a_request_is_not_alone_behind_another() -> None:
+    run = Run()
+    async with queue_for(run, in_thread=False, alone=lambda: True) as queue:
+        requests = queue.ask(of_group("a"), of_group("b")), queue.ask(of_group("c"))
+        assert await asyncio.gather(*requests) == [["answer to a", "answer to b"], ["answer to c"]]
+    assert run.runs == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("in_thread", "rows"), [pytest.param(True, 1, id="in a thread"), pytest.param(False, 11, id="too large")]
+)
+@in_time
+async def test_a_run_that_is_long_leaves_the_loop_even_for_a_request_that_is_alone(in_thread: bool, rows: int) -> None:
+    threads: list[bool] = []
+    run = Run(during=lambda _: threads.append(threading.current_thread() is threading.main_thread()))
+    async with queue_for(run, in_thread=in_thread, alone=lambda: True) as queue:
+        assert await queue.ask(Part("a", rows)) == ["answer to a"]
+    assert threads == [False]
+
+
+@in_time
+async def test_a_request_that_is_alone_fails_alone() -> None:
+    reports: list[RunReport] = []
+    async with queue_for(Run(), in_thread=False, alone=lambda: True, report=reports.append) as queue:
+        with pytest.raises(ValueError, match="poison"):
+            await queue.ask(POISON)
+        assert [report.failed for report in reports] == [True]
+        assert await queue.ask("a") == ["answer to a"]
+        with pytest.raises(DeadlineExceededError):
+            await queue.ask("late", deadline=the_loop().now)
+
+
+@in_time
+async def test_a_report_that_fails_does_not_take_the_answer_of_a_request_that_is_alone() -> None:
+    def fail(_: RunReport) -> None:
+        raise ValueError("report")
+
+    async with queue_for(Run(), in_thread=False, alone=lambda: True, report=fail) as queue:
+        assert await queue.ask("a") == ["answer to a"]
+    assert [str(trouble) for trouble in the_loop().troubles] == ["report"]
+    the_loop().troubles.clear()

@@ -80,7 +80,7 @@ class Trial:
             self.run,
             max_queued_rows=MAX_QUEUED_ROWS,
             max_run_rows=MAX_RUN_ROWS,
-            in_thread=in_thread,
+            loop_rows=0 if in_thread else MAX_RUN_ROWS,
             report=self.reports.append,
         )
         self.asked: list[Ask] = []

@@ -10,7 +10,7 @@ from support.laws import law
 
 from bln_serve.errors import InvalidInputError, MalformedRequestError
 from bln_serve.serving import binary_tensors
-from bln_serve.serving.binary_tensors import DATATYPES, Head, from_bytes, from_json, head, header_length
+from bln_serve.serving.binary_tensors import DATATYPES, Head, checked_size, from_bytes, from_json, head, header_length
 from bln_serve.signature import ModelSignature, TensorSpec
 
 
@@ -41,7 +41,7 @@ def test_every_number_of_the_protocol_is_known_by_its_name_and_size() -> None:
 def test_the_bytes_are_little_endian_whatever_the_arrays_order(datatype: str, values: list[Any], wire: bytes) -> None:
     for order in "<>":
         assert binary_tensors.to_bytes(np.array(values, DATATYPES[datatype].newbyteorder(order))) == wire
-    read = from_bytes(head("x", datatype, [len(values)]), len(wire), b"{}" + wire, 2)
+    read = from_bytes(head("x", datatype, [len(values)]), b"{}" + wire, 2)
     assert read.tolist() == values
     assert read.dtype.str[0] in "<|"
 
@@ -54,7 +54,7 @@ def test_columns_first_in_memory_is_rows_first_on_the_wire() -> None:
 
 def test_bytes_are_not_copied_and_cannot_be_written_to() -> None:
     body = b"{} " + np.arange(6, dtype=np.float32).tobytes()
-    read = from_bytes(head("x", "FP32", [2, 3]), 24, body, 3)
+    read = from_bytes(head("x", "FP32", [2, 3]), body, 3)
     assert np.shares_memory(read, np.frombuffer(body, np.uint8))
     assert not read.flags.writeable
 
@@ -75,7 +75,7 @@ def arrays(*, finite: bool) -> st.SearchStrategy[np.ndarray]:
 def test_any_array_survives_as_bytes(array: np.ndarray, before: bytes, after: bytes) -> None:
     wire = binary_tensors.to_bytes(array)
     tensor = head("x", binary_tensors.datatype_of(array.dtype), list(array.shape))
-    read = from_bytes(tensor, len(wire), before + wire + after, len(before))
+    read = from_bytes(tensor, before + wire + after, len(before))
     assert read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
 
@@ -173,7 +173,7 @@ def test_bytes_that_are_not_the_tensor_are_refused(
     tensor: Head, size: Any, body: bytes, kind: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(kind, match=sentence):
-        from_bytes(tensor, size, body, 2)
+        from_bytes(tensor, body, 2 + 0 * checked_size(tensor, size))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,10 @@ def test_whatever_json_says_of_a_tensor_it_is_read_or_refused(datatype: Any, sha
         tensor = head("x", datatype, shape)
     except MalformedRequestError:
         return
-    for read in (lambda: from_json(tensor, data), lambda: from_bytes(tensor, size, bytes(64), 2)):
+    for read in (
+        lambda: from_json(tensor, data),
+        lambda: from_bytes(tensor, bytes(64), 2 + 0 * checked_size(tensor, size)),
+    ):
         try:
             array = read()
         except (MalformedRequestError, InvalidInputError):

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from bln_serve.serving.batching import Part, RunQueue
 from bln_serve.serving.merging import Portion, SharedRun, join, parts_of
 from bln_serve.serving.prediction import Work
 from bln_serve.signature import Arrays, rows_of
-from bln_serve.statistics import even_cut
 from bln_serve.verification import compare_all
 
 
@@ -75,9 +74,9 @@ def a_request(rows: int, sizes: tuple[int, ...] | None) -> Work:
 
 @pytest.mark.parametrize(
     ("rows", "max_run_rows", "parts"),
-    [(1, 4, [1]), (4, 4, [4]), (5, 4, [4, 1]), (9, 4, [4, 4, 1]), (3, 1, [1, 1, 1]), (3, 512, [3])],
+    [(1, 4, [1]), (4, 4, [4]), (5, 4, [2, 3]), (9, 4, [3, 3, 3]), (3, 1, [1, 1, 1]), (3, 512, [3])],
 )
-def test_independent_rows_are_divided_at_the_limit(rows: int, max_run_rows: int, parts: list[int]) -> None:
+def test_independent_rows_are_divided_evenly_below_the_limit(rows: int, max_run_rows: int, parts: list[int]) -> None:
     divided = parts_of(a_request(rows, None), max_run_rows, several_mini_batches=False)
     assert [part.rows for part in divided] == parts
     assert [(part.payload.mini_batches, part.units) for part in divided] == [(None, 1)] * len(parts)
@@ -87,7 +86,7 @@ def test_independent_rows_are_divided_at_the_limit(rows: int, max_run_rows: int,
     ("sizes", "max_run_rows", "several", "parts"),
     [
         pytest.param((5, 5, 5), 15, True, [(3, 5, 5)], id="side by side"),
-        pytest.param((5, 5, 5), 14, True, [(2, 5, 5), (1, 5, 5)], id="up to the limit"),
+        pytest.param((5, 5, 5), 14, True, [(1, 5, 5), (2, 5, 5)], id="up to the limit"),
         pytest.param((5, 5, 3), 100, True, [(2, 5, 5), (1, 3, 3)], id="the rest has another size"),
         pytest.param((5, 5), 4, True, [(1, 5, 5), (1, 5, 5)], id="larger than the limit"),
         pytest.param((2, 2), 1, True, [(1, 2, 2), (1, 2, 2)], id="a limit of one row"),
@@ -120,7 +119,8 @@ def test_a_request_s_parts_are_its_rows_in_order_in_whole_mini_batches(
         np.testing.assert_array_equal(array, work.inputs[name])
     assert [part.rows for part in parts] == [rows_of(part.payload.inputs) for part in parts]
     if not coupled:
-        assert [part.rows for part in parts] == list(even_cut(work.rows, max_run_rows))
+        assert len(parts) == -(-work.rows // max_run_rows)
+        assert max(part.rows for part in parts) <= min(max_run_rows, min(part.rows for part in parts) + 1)
         assert len({part.group for part in parts} - {None}) == 1
         return
     assert [part.units for part in parts] == [part.payload.mini_batches for part in parts]
@@ -128,8 +128,12 @@ def test_a_request_s_parts_are_its_rows_in_order_in_whole_mini_batches(
     assert all(part.rows <= max_run_rows or part.units == 1 for part in parts)
     if several:
         assert [part.group for part in parts] == [part.rows // part.units for part in parts]
-        for part, following in pairwise(parts):  # none is smaller than it must be
-            assert part.group != following.group or part.rows + part.group > max_run_rows
+        for size, alike in groupby(sizes):  # no more parts than there must be, and none much smaller than the others
+            count, most = len(list(alike)), max(1, max_run_rows // size)
+            units = [parts.pop(0).units for _ in range(-(-count // most))]
+            assert sum(units) == count
+            assert max(units) <= min(units) + 1
+        assert parts == []
     else:
         assert {(part.group, part.units) for part in parts} == {(None, 1)}
 
@@ -233,7 +237,7 @@ def test_through_the_queue_requests_share_runs(
     ran = rows_of_each_run(monkeypatch)
 
     async def body() -> list[Arrays]:
-        queue = RunQueue(model.run, max_queued_rows=100, max_run_rows=18, in_thread=in_thread)
+        queue = RunQueue(model.run, max_queued_rows=100, max_run_rows=18, loop_rows=0 if in_thread else 18)
         answers = await asyncio.gather(*(queue.answer(model.parts(work, 18)) for work in works))
         await queue.close()
         return [join(each) for each in answers]
@@ -262,7 +266,7 @@ def test_a_request_that_the_runtime_refuses_does_not_harm_its_mates(golden: Call
     works[1].inputs["tokens"][2, 3] = 10**6  # not in the embedding; and the signature would have refused it
 
     async def body() -> list[Any]:
-        queue = RunQueue(model.run, max_queued_rows=100, max_run_rows=100, in_thread=False)
+        queue = RunQueue(model.run, max_queued_rows=100, max_run_rows=100, loop_rows=100)
         answering = (queue.answer(model.parts(work, 100)) for work in works)
         answers = await asyncio.gather(*answering, return_exceptions=True)
         await queue.close()

@@ -143,7 +143,7 @@ OBJECT = "to be a JSON object with no other keys than"
         (b"{", "Expected JSON in the first 1 of 1 bytes"),
         (b"\xff\xfe{}", "Expected JSON"),
         (b'{"inputs": [NaN]}', "Expected JSON .* JSON has no NaN and no Infinity"),
-        (b'{"inputs": [1e999]}', "number is infinity"),
+        (b'{"inputs": [1e999]}', "a number that 64 bits cannot hold"),
         (b'{"inputs": [' + orjson.dumps(X) + b"]} trailing", "unexpected content.*Inference-Header-Content-Length"),
         (b"[" * 100_000, "Expected JSON"),
         (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", "depth limit"),

@@ -117,7 +117,8 @@ class Queue(RunQueue[Any, Any]):
 @asynccontextmanager
 async def queue_for(run: Callable[[Any], Any], *, in_thread: bool = True, **more: Any) -> AsyncIterator[Queue]:
     """A queue that is closed at the end, and then has no rows left."""
-    queue = Queue(run, in_thread=in_thread, **{"max_queued_rows": 100, "max_run_rows": 10, **more})
+    limits = {"max_queued_rows": 100, "max_run_rows": 10, **more}
+    queue = Queue(run, loop_rows=0 if in_thread else limits["max_run_rows"], **limits)
     yield queue
     await queue.close()
     assert queue.queued_rows == 0
