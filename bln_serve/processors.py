@@ -40,9 +40,27 @@ class Processors:
         """
         return self.affinity if self.quota is None else max(1, min(self.affinity, int(self.quota)))
 
+    def share(self, processes: int) -> int:
+        """Return how many of these threads each of so many processes may have, at least 1."""
+        return max(1, self.count // processes)
+
     def __str__(self) -> str:
         count = f"{self.count} processor{'s' if self.count > 1 else ''}"
         return count if self.quota is None else f"{count} (a CPU quota of {self.quota:g}; {self.affinity} by affinity)"
+
+
+def threads_of_a_run(given: int | None, workers: int = 1) -> str:
+    """Say how many threads a run has, and why.
+
+    Args:
+        given: as set; None for this process's share of what is available.
+        workers: how many processes there are.
+    """
+    each = f" in each of {workers} workers" if workers > 1 else ""
+    if given:
+        return f"{given}{each}, as set"
+    processors = available()
+    return f"{processors.share(workers)}{each}, for {processors}"
 
 
 def available(root: Path = Path("/")) -> Processors:

@@ -7,16 +7,34 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-import bln_serve
-from bln_serve.serving import openapi, predict_json, protocol_routes, statuses
+from bln_serve.serving import examples, openapi, pages, predict_json, protocol_routes, statuses, tokens
 from bln_serve.serving.answering import Answering, Front
-from bln_serve.serving.catalog import Catalog, ServedModel
+from bln_serve.serving.catalog import Catalog
+from bln_serve.serving.gate import Gate, is_stranger
 from bln_serve.serving.metrics import Metrics
+from bln_serve.serving.served_model import ServedModel
 from bln_serve.serving.settings import Settings
 
 
-def create_app(settings: Settings) -> FastAPI:
+class Application(FastAPI):
+    """FastAPI behind layers of our own, from which most requests are answered before any of its own sees them.
+
+    Attributes:
+        entry: the outermost layer; FastAPI itself until one is put in front of it.
+    """
+
+    def __init__(self, **described: Any) -> None:
+        super().__init__(**described)
+        self.entry: ASGIApp = super().__call__
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the outermost layer."""
+        await self.entry(scope, receive, send)
+
+
+def create_app(settings: Settings) -> Application:
     """Make the application.
 
     Returns:
@@ -24,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         ModelNotFoundError: nothing is under a path, or a pinned or default model is not there.
-        UsageError: the paths contradict one another.
+        UsageError: the paths contradict one another, or a token is none.
     """
     metrics = Metrics()
     catalog = Catalog(settings, metrics)
@@ -35,33 +53,36 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await catalog.close()
 
-    app = FastAPI(
-        title="bln_serve",
-        description=bln_serve.__doc__ or "",
-        version=bln_serve.__version__,
+    app = Application(
         docs_url=None,  # FastAPI's page fetches its scripts from another address
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.catalog = catalog
-    app.add_middleware(Front, answering=Answering(catalog, settings, metrics))
+    app.state.catalog, app.state.metrics = catalog, metrics
+    front = Front(app.entry, Answering(catalog, settings, metrics))
+    app.entry = Gate(front, tokens.read(settings), log_requests=settings.log_requests)
     statuses.install(app)
     _add_health_routes(app, catalog, metrics)
     _add_model_routes(app, catalog)
     app.include_router(protocol_routes.routes(catalog))
-    openapi.describe_asking(app)
+    app.include_router(pages.routes())
+    # FastAPI's own way of replacing its description, which knows neither our bodies nor the routes that ask a model.
+    app.openapi = lambda: openapi.document(catalog.readiness().served)  # type: ignore[method-assign]
     return app
 
 
 def _add_health_routes(app: FastAPI, catalog: Catalog, metrics: Metrics) -> None:
-    @app.get("/healthz", summary="Is the service alive?", responses=openapi.HEALTH)
+    @app.get("/healthz")
     async def healthz() -> Response:
         return _json({"alive": True})
 
-    @app.get("/readyz", summary="Are its models loaded, verified and warmed?", responses=openapi.READINESS)
-    async def readyz() -> Response:
+    @app.get("/readyz")
+    async def readyz(request: Request) -> Response:
         readiness = catalog.readiness()
+        status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        if is_stranger(request.scope):
+            return _json({"ready": readiness.ready}, status)
         served = [
             {"name": each.name, "version": each.version, "queued_rows": each.queue.queued_rows}
             for each in readiness.served
@@ -76,18 +97,26 @@ def _add_health_routes(app: FastAPI, catalog: Catalog, metrics: Metrics) -> None
             "loading": readiness.loading,
             "broken": broken,
         }
-        return _json(document, HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE)
+        return _json(document, status)
 
-    @app.get("/metrics", summary="What Prometheus reads", responses=openapi.METRICS)
+    @app.get("/metrics")
     async def read_metrics(request: Request) -> Response:
         text, content_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
 
 def _add_model_routes(app: FastAPI, catalog: Catalog) -> None:
-    @app.get("/models/{name}", summary="What is this model, and what may be sent?", responses=openapi.MODEL)
+    @app.get("/models")
+    async def models() -> Response:
+        return _json({"models": [_metadata(served) for served in catalog.readiness().served]})
+
+    @app.get("/models/{name}")
     async def model(name: str) -> Response:
         return _json(_metadata(catalog.get(name)))
+
+    @app.get("/models/{name}/example")
+    async def example(name: str) -> Response:
+        return _json(examples.request(catalog.get(name).manifest))
 
 
 def _metadata(served: ServedModel) -> dict[str, Any]:

@@ -2,26 +2,55 @@
 
 Names and units follow https://prometheus.io/docs/practices/naming/: seconds, `_total`, labels `model` and `version`.
 The seconds of waiting and of computing are apart. How many requests a run holds shows whether merging does anything.
+
+Several workers tell of themselves together: each writes its numbers into files of its own, in a folder that all share,
+and whichever is asked adds up what is there (https://prometheus.github.io/client_python/multiprocess/). A worker that
+takes the place of a dead one goes on in its files, so that no counter falls.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, values
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from bln_serve.manifest import Manifest
 from bln_serve.serving.batching import RunReport
+from bln_serve.serving.lifeline import METRICS_FOLDER
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _MODEL = ("model", "version")
+_INFO = "bln_model_info"
+
+
+def share(number: int) -> None:
+    """Have the metrics made from now on add up with those of other processes, in the folder that METRICS_FOLDER names.
+
+    Args:
+        number: of this process among those that run; whoever takes its place has it, too.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+
+
+def folder_of_all() -> str | None:
+    """Return the folder in which processes share their metrics; None where this one shares with nobody."""
+    return os.environ.get(METRICS_FOLDER)
 
 
 class Metrics:
-    """The service's metrics, in a registry of their own."""
+    """The service's metrics, in a registry of their own; where they are shared, together with other processes'."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        registry = CollectorRegistry()
+        self._exposed = registry
+        self._shared = folder_of_all() is not None
+        if self._shared:
+            self._exposed = CollectorRegistry()
+            self._exposed.register(_OfAllProcesses())
+        self._queues: dict[tuple[str, str], tuple[Gauge, Callable[[], int]]] = {}
         self._requests = Counter(
             "bln_requests", "Requests that ask a model, by the status of their answer", ("status",), registry=registry
         )
@@ -31,7 +60,12 @@ class Metrics:
         self._seconds = Histogram(
             "bln_request_seconds", "From a request's arrival to its answer", buckets=_SECONDS, registry=registry
         )
-        self.in_flight = Gauge("bln_requests_in_flight", "Requests that ask a model, unanswered", registry=registry)
+        self.in_flight = Gauge(
+            "bln_requests_in_flight",
+            "Requests that ask a model, unanswered",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._queue_seconds = Histogram(
             "bln_queue_seconds",
             "A mini-batch's wait, or a request's rows'",
@@ -54,13 +88,18 @@ class Metrics:
             registry=registry,
         )
         self._failed_runs = Counter("bln_failed_runs", "Runs that failed", _MODEL, registry=registry)
-        self._queued_rows = Gauge("bln_queued_rows", "Rows of unanswered requests", _MODEL, registry=registry)
+        self._queued_rows = Gauge(
+            "bln_queued_rows", "Rows of unanswered requests", _MODEL, registry=registry, multiprocess_mode="livesum"
+        )
         self._info = Gauge(
-            "bln_model_info",
+            _INFO,
             "1 for each model that is served",
             (*_MODEL, "statistics", "row_coupling", "max_run_rows"),
             registry=registry,
+            multiprocess_mode="livemax",
         )
+        self._with_status: dict[int, Counter] = {}
+        self._with_reason: dict[str, Counter] = {}
 
     def answered(self, status: int, seconds: float, reason: str) -> None:
         """Count a request.
@@ -70,10 +109,14 @@ class Metrics:
             seconds: from its arrival.
             reason: the kind of error; empty for none.
         """
-        self._requests.labels(status).inc()
+        if (requests := self._with_status.get(status)) is None:
+            requests = self._with_status[status] = self._requests.labels(status)
+        requests.inc()
         self._seconds.observe(seconds)
         if reason:
-            self._refusals.labels(reason).inc()
+            if (refusals := self._with_reason.get(reason)) is None:
+                refusals = self._with_reason[reason] = self._refusals.labels(reason)
+            refusals.inc()
 
     def serve(self, name: str, version: int, manifest: Manifest, max_run_rows: int) -> Callable[[RunReport], None]:
         """Begin to tell of a model, and return what is to be called after each of its runs."""
@@ -97,11 +140,40 @@ class Metrics:
 
         return report
 
+    def leave(self, name: str, version: int, manifest: Manifest, max_run_rows: int) -> None:
+        """Cease to tell of a model as one that is served. What was counted stays, for what is asked of all versions."""
+        labels = (name, str(version))
+        info = (*labels, manifest.statistics or "none", str(manifest.row_coupling), max_run_rows)
+        del self._queues[labels]
+        if self._shared:  # what is in the files can only be changed
+            self._info.labels(*info).set(0)
+            self._queued_rows.labels(*labels).set(0)
+        else:
+            self._info.remove(*info)
+            self._queued_rows.remove(*labels)
+
     def watch_queue(self, name: str, version: int, queued_rows: Callable[[], int]) -> None:
-        """Ask for a model's queued rows whenever the metrics are read."""
-        self._queued_rows.labels(name, str(version)).set_function(queued_rows)
+        """Ask for a model's queued rows at each `refresh`."""
+        labels = (name, str(version))
+        self._queues[labels] = self._queued_rows.labels(*labels), queued_rows
+
+    def refresh(self) -> None:
+        """Take over what nobody reports; to be called now and then where other processes tell of this one."""
+        for gauge, queued_rows in self._queues.values():
+            gauge.set(queued_rows())
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the text that Prometheus reads and its content type, in the format that it accepts."""
+        self.refresh()
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        return encode(self._exposed), content_type
+
+
+class _OfAllProcesses(Collector):
+    """What the processes that share a folder have counted together, without the models that have left."""
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call]
+            if metric.name == _INFO:
+                metric.samples = [sample for sample in metric.samples if sample.value]
+            yield metric

@@ -1,26 +1,31 @@
-"""The process: the socket, the signals, the log and the exit code."""
+"""The process that answers: the signals, and the exit code."""
 
 import asyncio
 import logging
 import os
+import shutil
 import socket
 import sys
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from bln_serve import processors
-from bln_serve.errors import UsageError
+from bln_serve.serving import address, logs
 from bln_serve.serving.app import create_app
 from bln_serve.serving.catalog import Catalog
+from bln_serve.serving.connections import Connection
+from bln_serve.serving.lifeline import Lifeline
+from bln_serve.serving.metrics import Metrics, folder_of_all
 from bln_serve.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 FAILED = 1
 
-_BACKLOG = 2048
 # After the refusals of the last moment: for them to be sent, and for clients that never finished their request.
 _LAST_WORDS_S = 1
 
@@ -33,31 +38,58 @@ def serve(settings: Settings) -> int:
         UsageError: the paths contradict one another, or the address cannot be listened on.
     """
     app = create_app(settings)
-    _log_plainly()
-    listener = _listen(settings.host, settings.port)
-    logger.info("bln-serve listening on %s", _url(listener))
-    logger.info("threads of a run: %s", _threads(settings.threads))
-    server = _Server(_configuration(app, settings), app.state.catalog, settings.shutdown_timeout_s)
-    server.run(sockets=[listener])
-    if app.state.catalog.threads_busy:
-        # The interpreter would wait for a run that nobody waits for any more.
-        sys.stdout.flush()
-        os._exit(FAILED)
-    return FAILED if server.refused_rows else 0
+    logs.configure(settings.log_format)
+    listener = address.listen(settings.host, settings.port)
+    logger.info("bln-serve listening on %s", address.url(listener))
+    logger.info("threads of a run: %s", processors.threads_of_a_run(settings.threads))
+    return _run(_Server(app, settings), listener)
+
+
+def work(settings: Settings, lifeline: Lifeline) -> int:
+    """Serve as one of several workers, until told to end, and return the exit code.
+
+    Args:
+        settings: with the address that all of them share.
+        lifeline: to the process that started it.
+
+    Raises:
+        ModelNotFoundError, UsageError: as `serve` does.
+    """
+    app = create_app(settings)
+    logs.configure(settings.log_format)
+    listener = address.listen(settings.host, settings.port, shared=True)
+    if not lifeline.report_listening():
+        return 0
+    server = _Worker(app, settings)
+    lifeline.obey(server.drain, settings.shutdown_timeout_s)
+    code = _run(server, listener)
+    if lifeline.orphaned and (folder := folder_of_all()):
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
 class _Server(uvicorn.Server):
     """Uvicorn, ending by itself: with the exit code 0 and, in time, with a refusal for what is left."""
 
-    def __init__(self, config: uvicorn.Config, catalog: Catalog, shutdown_timeout_s: int) -> None:
-        super().__init__(config)
-        self._catalog = catalog
-        self._shutdown_timeout_s = shutdown_timeout_s
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(_configuration(app, settings))
+        self.catalog: Catalog = app.state.catalog
+        self.metrics: Metrics = app.state.metrics
+        self.catalog.alone = lambda: len(self.server_state.tasks) == 1
+        self._shutdown_timeout_s = settings.shutdown_timeout_s
         self.refused_rows = 0
+
+    def drain(self) -> None:
+        """Begin to end: be not ready, listen no more, answer what was accepted. May be called from a thread."""
+        self.catalog.drain()
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         # Uvicorn's own raises the signal again at the end, and so the process would end as if it had been killed.
-        self.should_exit = True
+        if self.should_exit:
+            logger.error("error: ending at once, after a second signal; what was not answered is lost")
+            _leave()
+        self.drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         timer = asyncio.get_running_loop().call_later(self._shutdown_timeout_s, self._refuse_rest)
@@ -65,16 +97,46 @@ class _Server(uvicorn.Server):
         timer.cancel()
 
     def _refuse_rest(self) -> None:
-        self.refused_rows = self._catalog.abort()
+        self.refused_rows = self.catalog.abort()
         if self.refused_rows:
             logger.error(
                 "error: %d rows were refused %d s after the signal", self.refused_rows, self._shutdown_timeout_s
             )
 
 
+class _Worker(_Server):
+    """One of several, whose signals are another process's to count: Ctrl-C reaches all of them."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        self.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        self.metrics.refresh()
+        return await super().on_tick(counter)
+
+
+def _run(server: _Server, listener: socket.socket) -> int:
+    server.run(sockets=[listener])
+    if server.catalog.threads_busy:
+        # The interpreter would wait for a run that nobody waits for any more.
+        _leave()
+    code = FAILED if server.refused_rows else 0
+    if server.catalog.background_busy:
+        # A version is being loaded that nobody will ask: ONNX Runtime must not be cut off while the interpreter ends.
+        _leave(code)
+    return code
+
+
+def _leave(code: int = FAILED) -> None:
+    sys.stdout.flush()
+    os._exit(code)
+
+
 def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    connection: Any = partial(Connection, idle_timeout_s=settings.idle_timeout_s)
     return uvicorn.Config(
         app,
+        http=connection,
         lifespan="on",
         ws="none",
         log_config=None,
@@ -82,36 +144,3 @@ def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_timeout_s + _LAST_WORDS_S,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise UsageError(
-            f"Expected an address to listen on. Received: {host} port {port}: {error.strerror}. "
-            "Give another --host or --port; port 0 takes any free one."
-        ) from error
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _threads(threads: int | None) -> str:
-    if threads:
-        return f"{threads}, as set"
-    available = processors.available()
-    return f"{available.count}, for {available}"
-
-
-def _log_plainly() -> None:
-    """One line an event on stdout, flushed; of uvicorn only what went wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

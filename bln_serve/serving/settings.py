@@ -8,14 +8,16 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bln_serve.errors import UsageError
 
 ENVIRONMENT_PREFIX = "BLN_SERVE_"
+
+LogFormat = Literal["text", "json"]
 
 ALL_MODELS = "*"
 """In `max_run_rows`, the name of every model that has no entry of its own."""
@@ -24,22 +26,38 @@ ALL_MODELS = "*"
 _METAVARS = {
     "model": "NAME=VERSION",
     "default_model": "NAME",
+    "idle_timeout_s": "SECONDS",
+    "log_format": "text|json",
     "max_body_bytes": "BYTES",
+    "max_queued_bytes": "BYTES",
     "max_queued_rows": "ROWS",
     "max_run_rows": "[NAME=]ROWS",
+    "repository_poll_s": "SECONDS",
     "request_timeout_s": "SECONDS",
     "shutdown_timeout_s": "SECONDS",
     "threads": "N",
+    "token_file": "FILE",
+    "workers": "N",
 }
 
 _REPEATABLE = ("model", "max_run_rows")
+
+# A process's arguments are for everybody to see.
+ENVIRONMENT_ONLY = ("token",)
+# An empty variable counts as not set; what keeps others out must not go missing so.
+_NEVER_EMPTY = ("token", "token_file")
 
 
 class Settings(BaseSettings):
     """The service's settings. Frozen; every field's description is its --help."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
     )
 
     paths: Annotated[tuple[Path, ...], NoDecode] = Field(
@@ -56,6 +74,13 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         default=None, description="the model that /predict answers for, where there are several"
     )
+    repository_poll_s: float = Field(
+        default=5,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds between two looks at the paths, for versions that have come or gone; 0 for no look after "
+        "the start",
+    )
     host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 for every network")
     port: int = Field(default=8000, ge=0, le=65535, description="the TCP port to listen on; 0 for any free one")
     max_body_bytes: int = Field(
@@ -63,6 +88,11 @@ class Settings(BaseSettings):
     )
     max_queued_rows: int = Field(
         default=16384, ge=1, description="the most rows of unanswered requests to one model; above it requests get 503"
+    )
+    max_queued_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1,
+        description="the most bytes of unanswered requests' inputs to one model; above it requests get 503",
     )
     max_run_rows: Annotated[Mapping[str, int], NoDecode] = Field(
         default_factory=dict,
@@ -77,6 +107,11 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=30, gt=0, description="seconds from a request's arrival in which it is answered, or gets 504"
     )
+    idle_timeout_s: float = Field(
+        default=10,
+        gt=0,
+        description="seconds after which a connection is closed on which nothing comes: no request, or no more of one",
+    )
     shutdown_timeout_s: int = Field(
         default=20,
         ge=1,
@@ -84,8 +119,25 @@ class Settings(BaseSettings):
         "and the process ends within two more",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="threads of one run; by default as many as the CPU quota and the affinity allow"
+        default=None,
+        ge=1,
+        description="threads of one run; by default as many as the CPU quota and the affinity allow, divided by the "
+        "workers",
     )
+    workers: int = Field(
+        default=1, ge=1, description="processes that share the port; each loads every model, and answers for itself"
+    )
+
+    token_file: Path | None = Field(
+        default=None,
+        description="a file with bearer tokens, one a line, of which every request must then bring one, except to "
+        "/healthz and /readyz",
+    )
+    token: SecretStr | None = Field(
+        default=None, exclude=True, repr=False, description="one more such token; as a variable alone"
+    )
+    log_format: LogFormat = Field(default="text", description="plain lines, or one JSON object a line")
+    log_requests: bool = Field(default=False, description="write a line for every request")
 
     @field_validator("paths", mode="before")
     @classmethod
@@ -158,12 +210,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bln-serve",
         description="Serve exported models: POST /predict answers, /healthz and /readyz say how the service is.",
-        epilog=f"Every option is also an environment variable, such as {ENVIRONMENT_PREFIX}PORT.",
+        epilog=f"Every option is also an environment variable, such as {ENVIRONMENT_PREFIX}PORT. {_environment_only()}",
         argument_default=argparse.SUPPRESS,  # what is left out is left to the environment
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
         text = f"{field.description}{_default(field.get_default(call_default_factory=True))}".replace("%", "%%")
+        if name in ENVIRONMENT_ONLY:
+            continue
         if name == "paths":
             parser.add_argument("paths", nargs="*", metavar="PATH", help=text, default=argparse.SUPPRESS)
         else:
@@ -176,6 +230,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _environment_only() -> str:
+    described = (f"{_variable(name)}: {Settings.model_fields[name].description}" for name in ENVIRONMENT_ONLY)
+    return f"{'; '.join(described)}."
+
+
+def _variable(name: str) -> str:
+    return f"{ENVIRONMENT_PREFIX}{name.upper()}"
+
+
 def _default(value: Any) -> str:
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return f" (default: {shown})" if shown is not None and shown is not False and shown != {} else ""
@@ -186,6 +249,8 @@ def _sentence(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         return f"Expected one of the settings {', '.join(Settings.model_fields)}. Received: {name!r}."
     option = "PATH" if name == "paths" else f"--{name.replace('_', '-')}"
+    if name in ENVIRONMENT_ONLY:
+        return f"Expected {_variable(name)} to be text."  # what was received is nobody's business
     reason = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     return f"Expected {option} ({ENVIRONMENT_PREFIX}{name.upper()}) to be {reason}. Received: {detail['input']!r}."
 
@@ -193,7 +258,12 @@ def _sentence(detail: Any) -> str:
 def _check_environment() -> None:
     # pydantic-settings looks up the names it knows and so passes over a misspelt one in silence.
     known = [f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in Settings.model_fields]
-    for variable in os.environ:
+    for variable, value in os.environ.items():
+        if not value and variable.upper() in map(_variable, _NEVER_EMPTY):
+            raise UsageError(
+                f"Expected something in {variable}, which says who may ask. Received: nothing. Unset it to let "
+                "everybody ask."
+            )
         if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable.upper() not in known:
             nearest = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.0)[0]
             raise UsageError(

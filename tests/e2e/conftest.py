@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.server import COMMAND, DEADLINE_S, ROOT, Server, environment
@@ -14,7 +15,7 @@ def start_server() -> Iterator[Callable[..., Server]]:
     """Start a server with these arguments and variables; it ends with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(*arguments: str, **variables: str) -> Server:
+        def start(*arguments: str, **variables: Any) -> Server:
             server = Server(*arguments, **variables)
             stack.callback(server.end)
             return server

@@ -226,7 +226,7 @@ def test_a_service_without_a_model_is_alive_and_not_ready(start_server: Callable
         "/v2/health/live": 200,
         "/v2/health/ready": 400,
         "/v2/models/digits/ready": 400,
-        "/v1/models/digits": 503,
+        "/v1/models/digits": 200,
         "infer": 503,
     }
 

@@ -260,8 +260,9 @@ def test_a_connection_outlives_the_errors_on_it(server: Any) -> None:
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
     connection.connect()
     local = connection.sock.getsockname()
-    for content, status in ((b"{", 400), (b" " * (9 * 1024 * 1024), 413), (b"{}", 400)):
-        connection.request("POST", RNN, content, {"content-type": "application/json"})
+    nowhere = "/models/nope/predict"
+    for url, content, status in ((RNN, b"{", 400), (nowhere, b" " * 1024 * 1024, 404), (RNN, b"{}", 400)):
+        connection.request("POST", url, content, {"content-type": "application/json"})
         answer = connection.getresponse()
         assert answer.status == status
         assert json.loads(answer.read()).keys() == {"error"}

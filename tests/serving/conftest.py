@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.repositories import Repository
 
 from bln_serve.serving.app import create_app
 from bln_serve.serving.settings import make
@@ -48,6 +49,20 @@ class Service:
 
         self.run(loaded())
         return self
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Let the service go on until something is so."""
+
+        async def wait() -> None:
+            async with asyncio.timeout(DEADLINE_S):
+                while not condition():
+                    await asyncio.sleep(0.005)
+
+        self.run(wait())
+
+    def serves(self, name: str = "digits") -> int | None:
+        """Return the version of a model that is served."""
+        return next((each.version for each in self.catalog.readiness().served if each.name == name), None)
 
     def close(self) -> None:
         self.run(self._client.aclose())
@@ -93,3 +108,9 @@ def repository(golden_artifacts: Path, tmp_path: Path) -> Callable[..., Path]:
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in [name for name in os.environ if name.upper().startswith("BLN_SERVE_")]:
         monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def models(golden_artifacts: Path, tmp_path: Path) -> Repository:
+    """An empty repository."""
+    return Repository(golden_artifacts, tmp_path / "models")

@@ -10,7 +10,7 @@ import pytest
 import bln_serve
 from bln_serve.artifact import Artifact
 from bln_serve.errors import RunError
-from bln_serve.serving.catalog import ServedModel
+from bln_serve.serving.served_model import ServedModel
 from bln_serve.verification import Tolerance, compare
 
 NPY = {"content-type": "application/x-npy"}
@@ -119,7 +119,7 @@ IMAGE = [[0.0] * 8] * 8
     [
         ("digits_cnn", {"content": b"{"}, 400, "Expected a JSON object"),
         ("digits_cnn", {"content": b""}, 400, "Received: 0 bytes"),
-        ("digits_cnn", {"json": {"instances": [IMAGE], "mini_batch_row": 3}}, 400, "Received: 'mini_batch_row'"),
+        ("digits_cnn", {"json": {"instances": [IMAGE], "mini_batch_row": 3}}, 400, "Received: .'mini_batch_row'."),
         ("digits_cnn?mini_batch_row=3", {"json": {"instances": [IMAGE]}}, 400, "URL parameter than mini_batch_rows"),
         ("digits_cnn?mini_batch_rows=3&mini_batch_rows=4", {"json": {"instances": [IMAGE]}}, 400, "once in the URL"),
         ("digits_cnn?mini_batch_rows=-1", {"json": {"instances": [IMAGE]}}, 422, "a whole number: 0 .* Received: '-1'"),
@@ -224,7 +224,6 @@ def test_a_route_or_method_that_is_not_there(service: Any) -> None:
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert wrong.json()["error"] == "Expected POST. Received: GET /predict."
-    assert service.get("/docs").status_code == 404
 
 
 def test_fastapi_s_own_validation_has_the_same_body(repository: Callable[..., Path], start: Callable[..., Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from bln_serve.errors import UsageError
-from bln_serve.serving.settings import Settings, from_command_line, make
+from bln_serve.serving.settings import ENVIRONMENT_ONLY, Settings, from_command_line, make
 
 
 def test_defaults() -> None:
@@ -80,14 +80,16 @@ def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert " ".join(field.description.split()) in shown
-        assert name == "paths" or f"--{name.replace('_', '-')} " in shown
+        option = f"BLN_SERVE_{name.upper()}:" if name in ENVIRONMENT_ONLY else f"--{name.replace('_', '-')} "
+        assert name == "paths" or option in shown
 
 
 def test_every_setting_is_in_the_readme() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
     options = [
         "BLN_SERVE_PATHS",
-        *(f"| `--{name.replace('_', '-')}" for name in Settings.model_fields if name != "paths"),
+        *(f"| `BLN_SERVE_{name.upper()}`" for name in ENVIRONMENT_ONLY),
+        *(f"| `--{name.replace('_', '-')}" for name in Settings.model_fields.keys() - {"paths", *ENVIRONMENT_ONLY}),
     ]
     assert [option for option in options if option not in text] == []
 

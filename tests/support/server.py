@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,9 +24,14 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Server:
-    """A bln-serve process that listens: this environment's, or the one that `command` starts."""
+    """A bln-serve process that listens: this environment's, or the one that `command` starts.
 
-    def __init__(self, *arguments: str, command: Sequence[str] = COMMAND, **variables: str) -> None:
+    With `own_group`, a signal may go to it and all it starts, as a terminal's Ctrl-C does.
+    """
+
+    def __init__(
+        self, *arguments: str, command: Sequence[str] = COMMAND, own_group: bool = False, **variables: str
+    ) -> None:
         self.process = subprocess.Popen(
             [*command, *arguments, "--port", "0"],
             cwd=ROOT,
@@ -33,11 +39,13 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            process_group=0 if own_group else None,
         )
         assert self.process.stdout
         self.first_line = self.process.stdout.readline().rstrip()
-        assert self.first_line.startswith("bln-serve listening on "), self.first_line
-        self.url = self.first_line.rpartition(" ")[2]
+        listening = re.search(r"bln-serve listening on (http://[^\s\"]+)", self.first_line)
+        assert listening, self.first_line
+        self.url = listening[1]
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, args=[self.process.stdout], daemon=True)
         self._reader.start()
