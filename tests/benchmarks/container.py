@@ -12,10 +12,8 @@ out the files that another container has read before, and so differs from start 
 import contextlib
 import io
 import json
-import os
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,25 +35,14 @@ from bln_serve.export import export
 from bln_serve.runtime import Model
 from bln_serve.verification import compare
 
+from .load import on, two_processors, wrk
+
 IMAGE = "bln-serve:benchmark"
 MODELS = ROOT / "models"
 LOAD_S, WARM_UP_S, ALONE_S = 3, 1, 1
 TURNS = 7
 STARTS = 3
 READY_S = 60
-
-_SCRIPT = """
-wrk.method = "POST"
-wrk.body = io.open("{body}", "rb"):read("*a")
-{headers}
-function done(summary, latency)
-  local failed = summary.errors
-  io.stderr:write(string.format(
-    '{{"requests": %d, "us": %d, "failed": %d, "median_us": %d, "p99_us": %d}}', summary.requests, summary.duration,
-    failed.connect + failed.read + failed.write + failed.status + failed.timeout,
-    latency:percentile(50), latency:percentile(99)))
-end
-"""
 
 
 def _digits(rows: int) -> np.ndarray:
@@ -132,10 +119,7 @@ class Bench:
     """The image, the exported models, a core for the service and a core for the load."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        processors = sorted(os.sched_getaffinity(0))
-        if len(processors) < 2:
-            raise RuntimeError("Expected two processors, one for the service and one for the load. Received: one.")
-        self.service_cpu, self.load_cpu = processors[:2]
+        self.service_cpu, self.load_cpu = two_processors()
         self._engine = engine
         self._folder = folder
         self._image = engine.build("serve", IMAGE, trusted_certificates())
@@ -158,7 +142,7 @@ class Bench:
         with running_service(self._engine, self._image, self._folder, *paths, options=options) as published:
             (network,) = published.inspect()["NetworkSettings"]["Networks"].values()
             container = replace(published, url=f"http://{network['IPAddress']}:8000")
-            with _on(self.load_cpu):
+            with on(self.load_cpu):
                 wait_until(lambda: _is_ready(container), READY_S, every_s=0.01)
             yield container
 
@@ -194,24 +178,15 @@ class Bench:
         Raises:
             RuntimeError: a request failed, or was refused.
         """
-        with tempfile.TemporaryDirectory() as folder, _on(self.load_cpu):
-            body, script = Path(folder) / "body", Path(folder) / "script.lua"
-            body.write_bytes(request.body(subject.draw(request.rows)))
-            headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in request.headers.items())
-            script.write_text(_SCRIPT.format(body=body, headers=headers))
-            command = ["wrk", "-t", "1", "-c", str(request.clients), "-d", f"{seconds}s", "-s", str(script)]
-            url = f"{container.url}/models/{subject.name}/predict"
-            result = subprocess.run([*command, url], check=True, capture_output=True, text=True)
-        said = json.loads(result.stderr)
-        if said["failed"]:
-            raise RuntimeError(f"Expected an answer to each request. Received:\n{result.stdout}")
-        rows_per_s = said["requests"] * request.rows / (said["us"] / 1e6)
-        return rows_per_s, said["median_us"] / 1e3, said["p99_us"] / 1e3
+        url = f"{container.url}/models/{subject.name}/predict"
+        with on(self.load_cpu):
+            load = wrk(url, request.body(subject.draw(request.rows)), request.headers, request.clients, seconds)
+        return load.requests_per_s * request.rows, load.median_ms, load.p99_ms
 
     def _alone(self, subject: Subject, rows: int) -> float:
         model = self._models[subject.name]
         inputs, sizes = dict(model.manifest.signature.named(subject.draw(rows))), model.cut(rows)
-        with _on(self.service_cpu):
+        with on(self.service_cpu):
             began, runs = time.perf_counter(), 0
             while time.perf_counter() - began < ALONE_S:
                 model.run(inputs, sizes)
@@ -293,14 +268,3 @@ def _is_ready(container: Container) -> bool:
     answer = container.readyz()
     assert answer or container.inspect()["State"]["Running"], container.logs()
     return answer is not None and answer.status_code == httpx.codes.OK
-
-
-@contextlib.contextmanager
-def _on(processor: int) -> Iterator[None]:
-    """Keep this thread, and the processes that it starts, on one processor."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {processor})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
