@@ -43,7 +43,7 @@ class Answering:
         """Answer one request, be it with an error."""
         clock = asyncio.get_running_loop().time
         arrived, status, reason, started = clock(), _CLIENT_CLOSED_REQUEST, "ClientGone", False
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         try:
             answer = await self._answer(target, scope, receive, arrived)
             status, reason, started = 200, "", True
@@ -67,7 +67,7 @@ class Answering:
             status, reason = 503, "GoingDown"
             await statuses.going_down(scope)(scope, receive, send)  # type: ignore[arg-type]
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight -= 1
             self._metrics.answered(status, clock() - arrived, reason)
 
     async def _answer(self, target: Target, scope: Scope, receive: Receive, arrived: float) -> Encoded:
@@ -98,14 +98,13 @@ class Front:
         self._app = app
         self._answering = answering
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Call one or the other."""
         if scope["type"] != "http" or (target := target_of(scope["path"])) is None:
-            await self._app(scope, receive, send)
-        elif scope["method"] == "POST":
-            await self._answering(target, scope, receive, send)
-        else:
-            await statuses.not_allowed(scope, "POST")(scope, receive, send)  # type: ignore[arg-type]
+            return self._app(scope, receive, send)
+        if scope["method"] == "POST":
+            return self._answering(target, scope, receive, send)
+        return statuses.not_allowed(scope, "POST")(scope, receive, send)  # type: ignore[arg-type]
 
 
 def _headers(answer: Encoded) -> list[tuple[bytes, bytes]]:

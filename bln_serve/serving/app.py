@@ -30,7 +30,7 @@ class Application(FastAPI):
         self.entry: ASGIApp = super().__call__
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the outermost layer."""
+        """Call the outermost layer, as the server does without this one."""
         await self.entry(scope, receive, send)
 
 

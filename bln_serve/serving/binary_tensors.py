@@ -10,6 +10,7 @@ Source: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,6 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 """The protocol's numbers, as they travel. On a big-endian host NumPy swaps them wherever it computes with them."""
 
 _NAMES = {dtype.str[1:]: name for name, dtype in DATATYPES.items()}  # without the byte order, which stands in front
-_LITTLE = "<|"
 _JSON_TYPES: Mapping[str, set[type]] = {"b": {bool}, "f": {int, float}, "i": {int}, "u": {int}}
 _BUFFER_TYPES: Mapping[str, json_values.BufferType] = {"f": "d", "i": "i", "u": "u"}
 _MAX_DIGITS = 18  # of a length; Python itself refuses to read thousands
@@ -202,7 +202,9 @@ def only_input(signature: ModelSignature, body: bytes) -> dict[str, NDArray[Any]
 
 def to_bytes(array: NDArray[Any]) -> bytes:
     """Write a tensor: row-major and little-endian, whatever its order in memory and the platform's."""
-    return array.tobytes() if array.dtype.str[0] in _LITTLE else array.astype(array.dtype.newbyteorder("<")).tobytes()
+    if array.dtype.isnative and sys.byteorder == "little":
+        return array.tobytes()
+    return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
 def join(header: bytes, tensors: Sequence[bytes]) -> Encoded:

@@ -21,7 +21,7 @@ from bln_serve.runtime import Model
 from bln_serve.serving.merging import Portion, SharedRun
 from bln_serve.signature import Arrays, rows_of
 
-SHORT_S = 0.002
+SHORT_S = 0.004
 """A run no longer than this is made on the event loop, which spares every request two changes of thread."""
 
 MAX_ROWS = 512

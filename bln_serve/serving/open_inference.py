@@ -15,8 +15,8 @@ Source: https://github.com/kserve/open-inference-protocol/blob/main/specificatio
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class _Asked:
     mini_batch_rows: int | None
     tensors: tuple[_Tensor, ...]
     binary: Mapping[str, bool]  # the outputs to answer, in order, and whether as bytes
+    heads: dict[tuple[Any, ...], bytes] = field(default_factory=dict)  # JSON that was answered with bytes behind it
 
 
 _remembered: dict[bytes, tuple[ModelSignature, _Asked]] = {}
@@ -231,23 +232,13 @@ def _write(asked: _Asked, prediction: Prediction) -> Encoded:
     if len(tail) < len(asked.binary) or asked.request_id is not None:
         header = orjson.dumps(_answer(asked, prediction), option=orjson.OPT_SERIALIZE_NUMPY)
         return binary_tensors.join(header, tail) if tail else Encoded(header, json_values.MEDIA_TYPE, {})
-    outputs = tuple([(name, prediction.outputs[name].dtype, prediction.outputs[name].shape) for name in asked.binary])
-    facts = prediction.model, prediction.version, prediction.statistics, prediction.mini_batches
-    return binary_tensors.join(_binary_header(outputs, *facts), tail)
-
-
-@lru_cache(maxsize=256)
-def _binary_header(
-    outputs: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
-    model: str,
-    version: int,
-    statistics: str | None,
-    mini_batches: str | None,
-) -> bytes:
-    """Return the JSON in front of outputs that are all bytes: the same again and again."""
-    arrays = {name: np.empty(shape, dtype) for name, dtype, shape in outputs}
-    asked = _Asked(None, None, (), dict.fromkeys(arrays, True))
-    return orjson.dumps(_answer(asked, Prediction(arrays, model, version, statistics, mini_batches)))
+    # Of one version of a model, everything else in that JSON follows from how many rows there are.
+    which = prediction.model, prediction.version, prediction.mini_batches, len(tail[0])
+    if which not in asked.heads:
+        if len(asked.heads) >= _REMEMBERED:
+            asked.heads.clear()
+        asked.heads[which] = orjson.dumps(_answer(asked, prediction))
+    return binary_tensors.join(asked.heads[which], tail)
 
 
 def _answer(asked: _Asked, prediction: Prediction) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from bln_serve import processors
 from bln_serve.serving import address, logs
-from bln_serve.serving.app import create_app
+from bln_serve.serving.app import Application, create_app
 from bln_serve.serving.catalog import Catalog
 from bln_serve.serving.connections import Connection
 from bln_serve.serving.lifeline import Lifeline
@@ -71,7 +70,7 @@ def work(settings: Settings, lifeline: Lifeline) -> int:
 class _Server(uvicorn.Server):
     """Uvicorn, ending by itself: with the exit code 0 and, in time, with a refusal for what is left."""
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: Application, settings: Settings) -> None:
         super().__init__(_configuration(app, settings))
         self.catalog: Catalog = app.state.catalog
         self.metrics: Metrics = app.state.metrics
@@ -132,10 +131,11 @@ def _leave(code: int = FAILED) -> None:
     os._exit(code)
 
 
-def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _configuration(app: Application, settings: Settings) -> uvicorn.Config:
     connection: Any = partial(Connection, idle_timeout_s=settings.idle_timeout_s)
     return uvicorn.Config(
-        app,
+        app.entry,
+        interface="asgi3",
         http=connection,
         lifespan="on",
         ws="none",

@@ -74,9 +74,9 @@ def linear(once_s: float, each_s: float) -> Callable[[int], float]:
     [
         pytest.param(linear(0.01, 0), 512, id="a run costs the same whatever it holds, and is long"),
         pytest.param(linear(1e-4, 1e-5), 256, id="256 rows at 96240 a second, of 98084; 128 at 92754"),
-        pytest.param(linear(1e-6, 1e-5), 128, id="nearly nothing but rows: the largest short run"),
-        pytest.param(linear(0, 1e-5), 128, id="nothing but rows"),
-        pytest.param(linear(0, 3e-3), 1, id="nothing but rows, and none of them short"),
+        pytest.param(linear(1e-6, 1e-5), 256, id="nearly nothing but rows: the largest short run"),
+        pytest.param(linear(0, 1e-5), 256, id="nothing but rows"),
+        pytest.param(linear(0, 5e-3), 1, id="nothing but rows, and none of them short"),
         pytest.param(lambda rows: 1e-5 * rows * (1 + rows / 64), 4, id="every further row costs more"),
         pytest.param(lambda rows: (1e-4 + 1e-5 * rows) * (1 + (rows > 32)), 32, id="no room in the cache above 32"),
     ],
@@ -95,8 +95,8 @@ def test_the_limit_is_the_largest_short_run_near_the_best_rate_or_else_the_small
         pytest.param(((1, 1.0), (2, 1.92)), 1, id="96 % of the best"),
         pytest.param(((1, 1.0), (2, 1.88)), 2, id="94 % of the best"),
         pytest.param(((1, 1.0), (2, 1.0), (4, 4.0)), 2, id="the best in the middle"),
-        pytest.param(((1, 0.001), (2, 0.002), (4, 0.004)), 2, id="the largest that is short"),
-        pytest.param(((1, 0.001), (2, 0.0021), (4, 0.004)), 1, id="near the best, and not short"),
+        pytest.param(((1, 0.002), (2, 0.004), (4, 0.008)), 2, id="the largest that is short"),
+        pytest.param(((1, 0.002), (2, 0.0042), (4, 0.008)), 1, id="near the best, and not short"),
     ],
 )
 def test_what_is_near_enough(points: tuple[tuple[int, float], ...], limit: int) -> None:
@@ -106,10 +106,10 @@ def test_what_is_near_enough(points: tuple[tuple[int, float], ...], limit: int) 
 @pytest.mark.parametrize(
     ("points", "rows"),
     [
-        pytest.param(((1, 0.001), (2, 0.0019), (4, 0.01)), 2, id="the largest that was timed"),
-        pytest.param(((1, 0.0015), (2, 0.0021), (4, 0.0025)), 3, id="what a longer run makes of it"),
-        pytest.param(((64, 0.004),), 32, id="half of the only one"),
-        pytest.param(((1, 0.004),), 0, id="not even one row"),
+        pytest.param(((1, 0.002), (2, 0.0038), (4, 0.02)), 2, id="the largest that was timed"),
+        pytest.param(((1, 0.003), (2, 0.0042), (4, 0.005)), 3, id="what a longer run makes of it"),
+        pytest.param(((64, 0.008),), 32, id="half of the only one"),
+        pytest.param(((1, 0.008),), 0, id="not even one row"),
     ],
 )
 def test_what_is_short_enough_for_the_event_loop(points: tuple[tuple[int, float], ...], rows: int) -> None:

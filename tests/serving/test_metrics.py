@@ -94,7 +94,7 @@ mine.watch_queue("digits", 3, lambda: 5)
 if "leave" in sys.argv:
     mine.leave("digits", 3, manifest, 32)
 report(RunReport(parts=3, requests=2, rows=6, units=3, queue_s=(0.5,), run_s=0.25, failed=True))
-mine.in_flight.inc()
+mine.in_flight += 1
 mine.answered(200, 0.25, "")
 mine.answered(422, 0.25, "MiniBatch")
 sys.stdout.write(mine.exposition("")[0].decode())
