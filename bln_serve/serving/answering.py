@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import partial
 from typing import Any
 
 from bln_serve.errors import BlnServeError
@@ -76,14 +75,16 @@ class Answering:
         with served.users, Visit(self._visits, receive, arrived, deadline, self._idle_timeout_s) as visit:
             message = await read_message(scope, receive, self._max_body_bytes, visit)
             deadline = deadline_of(message.headers, arrived, self._request_timeout_s)
-            prepared = partial(_prepare, target, served, message)
-            slow_bytes = target.protocol.slow_bytes(message)
-            request, work = await asyncio.to_thread(prepared) if slow_bytes > OFF_LOOP_BYTES else prepared()
+            if len(message.body) > OFF_LOOP_BYTES and target.protocol.slow_bytes(message) > OFF_LOOP_BYTES:
+                request, work = await asyncio.to_thread(_prepare, target, served, message)
+            else:
+                request, work = _prepare(target, served, message)
             outputs = await served.answer(work, deadline)
             manifest = served.manifest
             prediction = Prediction(outputs, served.name, served.version, manifest.statistics, mini_batches(work))
-            write = partial(request.write, prediction)
-            return await asyncio.to_thread(write) if request.slow_bytes(prediction) > OFF_LOOP_BYTES else write()
+            if request.slow_bytes(prediction) > OFF_LOOP_BYTES:
+                return await asyncio.to_thread(request.write, prediction)
+            return request.write(prediction)
 
 
 class Front:

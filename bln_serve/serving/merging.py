@@ -50,9 +50,9 @@ def parts_of(work: Work, max_run_rows: int, *, several_mini_batches: bool, share
     """
     if work.sizes is None:
         group: Hashable = _ROWS if shared else None
-        if work.rows <= max_run_rows:
-            return [Part(Portion(work.inputs, None), work.rows, group)]
-        cuts = _even_cuts(work.rows, max_run_rows)
+        if (rows := work.rows) <= max_run_rows:
+            return [Part(Portion(work.inputs, None), rows, group)]
+        cuts = _even_cuts(rows, max_run_rows)
         return [
             Part(Portion(_rows(work.inputs, start, stop), None), stop - start, group) for start, stop in pairwise(cuts)
         ]

@@ -135,7 +135,8 @@ def _asked(text: bytes, signature: ModelSignature, document: Any) -> _Asked:
     binary = _outputs(named.get("outputs"), _flag(parameters, "binary_data_output", default=False), signature)
     tensors = _checked(named.get("inputs"), json_values.is_list(named.get("inputs")), "inputs to be a list")
     # Each list that the protocol knows counted, none is left that could be nested in one.
-    flat = text.count(b"[") == 1 + 2 * len(tensors) + ("outputs" in named)
+    lists = np.count_nonzero(np.frombuffer(text, np.uint8) == ord("["))
+    flat = lists == 1 + 2 * len(tensors) + ("outputs" in named)
     inputs: dict[str, _Tensor] = {}
     for tensor in tensors:
         members = json_values.members("each of inputs", tensor, _INPUT_KEYS)

@@ -47,7 +47,9 @@ class PredictRequest(Struct, frozen=True):
 
     def slow_bytes(self, prediction: "Prediction") -> int:
         """Return how many bytes are slow to write: of text, some three for each in memory."""
-        return 3 * sum([array.nbytes for array in prediction.outputs.values()]) if self.answers_text else 0
+        if not self.answers_text:
+            return 0
+        return 3 * sum([array.nbytes for array in prediction.outputs.values()])
 
 
 class Work(Struct, frozen=True):
