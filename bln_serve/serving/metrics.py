@@ -7,8 +7,7 @@ Several workers tell of themselves together: each writes its numbers into files 
 and whichever is asked adds up what is there (https://prometheus.github.io/client_python/multiprocess/). A worker that
 takes the place of a dead one goes on in its files, so that no counter falls.
 
-What is to be counted is noted first and counted many at a time. Between two runs of a model nothing is in the
-processor's caches that counting needs, and each time it would have to be fetched anew.
+What happens is tallied first (`tallies`), and told when the metrics are read.
 """
 
 import os
@@ -22,12 +21,12 @@ from prometheus_client.registry import Collector
 from bln_serve.manifest import Manifest
 from bln_serve.serving.batching import RunReport
 from bln_serve.serving.lifeline import METRICS_FOLDER
+from bln_serve.serving.tallies import Tallies, Tally
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _MODEL = ("model", "version")
 _INFO = "bln_model_info"
-_NOTED = 128  # which take half a millisecond to count
 
 
 def share(number: int) -> None:
@@ -69,8 +68,6 @@ class Metrics:
             "bln_request_seconds", "From a request's arrival to its answer", buckets=_SECONDS, registry=registry
         )
         self.in_flight = 0
-        self._answered: list[tuple[int, float, str]] = []
-        self._runs: list[tuple[Callable[[RunReport], None], RunReport]] = []
         self._in_flight = Gauge(
             "bln_requests_in_flight",
             "Requests that ask a model, unanswered",
@@ -109,8 +106,11 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self._with_status: dict[int, Counter] = {}
-        self._with_reason: dict[str, Counter] = {}
+        self._seconds_tally = Tally(self._seconds, _SECONDS)
+        self._statuses, self._reasons = Tallies(self._requests), Tallies(self._refusals)
+        self._of_seconds = {self._queue_seconds, self._run_seconds}
+        self._of_models: dict[tuple[Histogram, tuple[str, str]], Tally] = {}
+        self._tallies: list[Tally | Tallies] = [self._seconds_tally, self._statuses, self._reasons]
 
     def answered(self, status: int, seconds: float, reason: str) -> None:
         """Count a request.
@@ -120,41 +120,40 @@ class Metrics:
             seconds: from its arrival.
             reason: the kind of error; empty for none.
         """
-        self._answered.append((status, seconds, reason))
-        if len(self._answered) >= _NOTED:
-            self.refresh()
-
-    def _count(self, status: int, seconds: float, reason: str) -> None:
-        if (requests := self._with_status.get(status)) is None:
-            requests = self._with_status[status] = self._requests.labels(status)
-        requests.inc()
-        self._seconds.observe(seconds)
+        self._statuses.note(status)
+        self._seconds_tally.note(seconds)
         if reason:
-            if (refusals := self._with_reason.get(reason)) is None:
-                refusals = self._with_reason[reason] = self._refusals.labels(reason)
-            refusals.inc()
+            self._reasons.note(reason)
 
     def serve(self, name: str, version: int, manifest: Manifest, max_run_rows: int) -> Callable[[RunReport], None]:
         """Begin to tell of a model, and return what is to be called after each of its runs."""
         labels = (name, str(version))
         self._info.labels(*labels, manifest.statistics or "none", str(manifest.row_coupling), max_run_rows).set(1)
-        queue_seconds, run_seconds = self._queue_seconds.labels(*labels), self._run_seconds.labels(*labels)
-        run_rows, run_requests = self._run_rows.labels(*labels), self._run_requests.labels(*labels)
-        run_mini_batches = self._run_mini_batches.labels(*labels) if manifest.rule else None
+        queue_seconds, run_seconds = self._tally(self._queue_seconds, labels), self._tally(self._run_seconds, labels)
+        run_rows, run_requests = self._tally(self._run_rows, labels), self._tally(self._run_requests, labels)
+        run_mini_batches = self._tally(self._run_mini_batches, labels) if manifest.rule else None
         failed = self._failed_runs.labels(*labels)
 
-        def count(run: RunReport) -> None:
+        def report(run: RunReport) -> None:
             for seconds in run.queue_s:
-                queue_seconds.observe(seconds)
-            run_seconds.observe(run.run_s)
-            run_rows.observe(run.rows)
-            run_requests.observe(run.requests)
+                queue_seconds.note(seconds)
+            run_seconds.note(run.run_s)
+            run_rows.note(run.rows)
+            run_requests.note(run.requests)
             if run_mini_batches:
-                run_mini_batches.observe(run.units)
+                run_mini_batches.note(run.units)
             if run.failed:
                 failed.inc()
 
-        return lambda run: self._runs.append((count, run))
+        return report
+
+    def _tally(self, histogram: Histogram, labels: tuple[str, str]) -> Tally:
+        """Return the tally of a model's histogram, the same for a version that comes back."""
+        if (tally := self._of_models.get((histogram, labels))) is None:
+            tally = Tally(histogram.labels(*labels), _SECONDS if histogram in self._of_seconds else _COUNTS)
+            self._of_models[histogram, labels] = tally
+            self._tallies.append(tally)
+        return tally
 
     def leave(self, name: str, version: int, manifest: Manifest, max_run_rows: int) -> None:
         """Cease to tell of a model as one that is served. What was counted stays, for what is asked of all versions."""
@@ -174,13 +173,9 @@ class Metrics:
         self._queues[labels] = self._queued_rows.labels(*labels), queued_rows
 
     def refresh(self) -> None:
-        """Count what was noted; to be called now and then where other processes tell of this one."""
-        answered, self._answered = self._answered, []
-        for status, seconds, reason in answered:
-            self._count(status, seconds, reason)
-        runs, self._runs = self._runs, []
-        for count, run in runs:
-            count(run)
+        """Tell what was tallied; to be called now and then where other processes tell of this one."""
+        for tally in self._tallies:
+            tally.hand_over()
         self._in_flight.set(self.in_flight)
         for gauge, queued_rows in self._queues.values():
             gauge.set(queued_rows())

@@ -214,6 +214,26 @@ def test_more_rows_than_the_queue_can_hold(repository: Callable[..., Path], star
     assert service.post("/predict", json={"instances": [IMAGE] * 3}).status_code == 200
 
 
+def test_more_bytes_than_the_queue_can_hold(repository: Callable[..., Path], start: Callable[..., Any]) -> None:
+    """A row of 8 x 8 float32 has 256 bytes, however it is sent."""
+    service = start(paths=[repository("digits_cnn")], max_queued_bytes=4 * 256 - 1)
+    answer = service.post("/predict", json={"instances": [IMAGE] * 4})
+    assert answer.status_code == 413
+    assert "at most 3 rows a request. Received: 4" in answer.json()["error"]
+    assert "a larger --max-queued-bytes" in answer.json()["error"]
+    assert service.post("/predict", json={"instances": [IMAGE] * 3}).status_code == 200
+
+
+def test_a_key_that_stands_there_twice(service: Any) -> None:
+    body = b'{"instances": [[[0, 0], [0, 0]]], "instances": [[[1, 1], [1, 1]]]}'
+    for route in ("/models/digits_cnn/predict", "/v1/models/digits_cnn:predict"):
+        answer = service.post(route, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert "Received: ['instances'] twice." in answer.json()["error"]
+    twice = b'{"inputs": [], "id": "a", "id": "b"}'
+    assert "['id'] twice" in service.post("/v2/models/digits_cnn/infer", content=twice).json()["error"]
+
+
 def test_a_route_or_method_that_is_not_there(service: Any) -> None:
     nowhere = service.get("/v9/nothing")
     assert nowhere.status_code == 404
