@@ -197,17 +197,12 @@ def _replacements(app: Any, message: wire.Message) -> dict[str, Replace]:
         def run(self, _: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
             return many[len(inputs[wire.INPUT])]
 
-    class Gauge:
-        def inc(self) -> None: ...
-        def dec(self) -> None: ...
-
     async def answer(*_: Any) -> dict[str, np.ndarray]:
         return row
 
     def no_counting() -> contextlib.AbstractContextManager[Any]:
         stack = contextlib.ExitStack()
         stack.enter_context(mock.patch.object(app.state.metrics, "answered", _nothing))
-        stack.enter_context(mock.patch.object(app.state.metrics, "in_flight", Gauge()))
         stack.enter_context(mock.patch.object(queue, "_report", None))
         return stack
 
