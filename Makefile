@@ -18,8 +18,12 @@ serve: $(VENV)  ## the same, and leave the service running
 
 test: test-export test-serve test-wheel test-clients  ## every test but those that need minutes or an engine of their own
 
+# What asks services runs in the lane without TensorFlow alone, unless it asks with a client that is in this one.
+RUN_ONCE := $(filter-out tests/e2e/test_protocols.py, $(wildcard tests/e2e/test_*.py)) \
+	$(filter-out tests/serving/test_open_inference.py tests/serving/test_tf_serving.py, $(wildcard tests/serving/test_*.py))
+
 test-export: $(VENV)  ## the lane with TensorFlow
-	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
+	.venv/bin/python -m pytest --numprocesses auto --dist loadfile $(RUN_ONCE:%=--ignore=%)
 
 test-serve: $(SERVE_VENV)  ## the lane without it: the serving install alone
 	.venv-serve/bin/python -m pytest --without-tensorflow

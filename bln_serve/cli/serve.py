@@ -45,7 +45,7 @@ def _work(number: int, host: str, port: int, argv: Sequence[str]) -> int:
     metrics.share(number)
     given = settings.from_command_line(argv)
     threads = given.threads or processors.available().share(given.workers)
-    return server.work(given.model_copy(update={"host": host, "port": port, "threads": threads}), lifeline)
+    return server.work(given.model_copy(update={"host": host, "port": port, "threads": threads}), lifeline, number)
 
 
 @contextlib.contextmanager

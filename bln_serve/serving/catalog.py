@@ -50,6 +50,7 @@ class Catalog:
         self._default = _default_model(self._known.names, settings.default_model)
         self._served: dict[str, ServedModel] = {}
         self.alone: Callable[[], bool] = lambda: False
+        self.others_ready: Callable[[], bool] = lambda: True
         self._leaving: dict[asyncio.Task[None], ServedModel] = {}
         self._pending = self._known.names
         self._trying: ModelVersion | None = None
@@ -114,12 +115,17 @@ class Catalog:
             )
         return served
 
-    def readiness(self) -> Readiness:
-        """Return how far the loading is."""
+    @property
+    def ready_by_itself(self) -> bool:
+        """Whether this process is ready, whatever other processes that share its port are."""
         wanted = set(self._settings.model)
         enough = wanted <= set(self._served) if wanted else bool(self._served)
-        ready = enough and self._started and not self._draining
+        return enough and self._started and not self._draining
+
+    def readiness(self) -> Readiness:
+        """Return how far the loading is."""
         broken = (*self._known.missing, *self._known.tried)
+        ready = self.ready_by_itself and self.others_ready()
         return Readiness(ready, tuple(self._served.values()), tuple(self._pending), broken)
 
     def states(self, name: str) -> list[VersionState]:
@@ -172,7 +178,7 @@ class Catalog:
         # What a request leaves behind has no cycles, and looking for some so often took a fiftieth of all time.
         gc.set_threshold(20_000, 20, 20)
         self._started = True
-        if not (self.readiness().ready or self._draining):
+        if not (self.ready_by_itself or self._draining):
             logger.error("error: the service is not ready: a model it needs could not be loaded. /readyz says why.")
         await _whatever_happens(self._background.call(memory.give_back))
         while self._settings.repository_poll_s:

@@ -20,6 +20,7 @@ from bln_serve.serving.connections import Connection
 from bln_serve.serving.lifeline import Lifeline
 from bln_serve.serving.metrics import Metrics, folder_of_all
 from bln_serve.serving.settings import Settings
+from bln_serve.serving.together import Together
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,13 @@ def serve(settings: Settings) -> int:
     return _run(_Server(app, settings), listener)
 
 
-def work(settings: Settings, lifeline: Lifeline) -> int:
+def work(settings: Settings, lifeline: Lifeline, number: int) -> int:
     """Serve as one of several workers, until told to end, and return the exit code.
 
     Args:
         settings: with the address that all of them share.
         lifeline: to the process that started it.
+        number: which of the workers it is, from 0.
 
     Raises:
         ModelNotFoundError, UsageError: as `serve` does.
@@ -60,9 +62,11 @@ def work(settings: Settings, lifeline: Lifeline) -> int:
     if not lifeline.report_listening():
         return 0
     server = _Worker(app, settings)
+    if folder := folder_of_all():
+        server.join(Together(folder, number, settings.workers))
     lifeline.obey(server.drain, settings.shutdown_timeout_s)
     code = _run(server, listener)
-    if lifeline.orphaned and (folder := folder_of_all()):
+    if lifeline.orphaned and folder:
         shutil.rmtree(folder, ignore_errors=True)
     return code
 
@@ -106,11 +110,20 @@ class _Server(uvicorn.Server):
 class _Worker(_Server):
     """One of several, whose signals are another process's to count: Ctrl-C reaches all of them."""
 
+    _together: Together | None = None
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         self.drain()
 
+    def join(self, together: Together) -> None:
+        """Be ready only with the others."""
+        self.catalog.others_ready = together.all_ready
+        self._together = together
+
     async def on_tick(self, counter: int) -> bool:
         self.metrics.refresh()
+        if self._together:
+            self._together.tell(ready=self.catalog.ready_by_itself)
         return await super().on_tick(counter)
 
 

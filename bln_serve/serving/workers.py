@@ -21,6 +21,7 @@ from bln_serve.errors import UsageError
 from bln_serve.serving import address, logs
 from bln_serve.serving.lifeline import DRAIN, GO, LAST_WORDS_S, LISTENING, METRICS_FOLDER
 from bln_serve.serving.settings import Settings
+from bln_serve.serving.together import ready_file
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,7 @@ class _Workers:
             worker = self._workers[number]
             code = await worker.wait()
             mark_process_dead(number, self._metrics)  # type: ignore[no-untyped-call]
+            ready_file(self._metrics, number).unlink(missing_ok=True)
             if self._stopping.is_set():
                 return code
             if asyncio.get_running_loop().time() - worker.since > _STABLE_S:

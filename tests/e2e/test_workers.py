@@ -146,6 +146,7 @@ def test_every_worker_reports_the_metrics_of_all(server: Server) -> None:
     statuses = [post(server, images(2, seed)).status_code for seed in range(40)]
     statuses += [post(server, images(1)).status_code for _ in range(24)]  # too few rows
     assert statuses == [200] * 40 + [422] * 24
+    time.sleep(0.5)  # each worker tells the others ten times a second
     seen = [samples(server) for _ in range(24)]
     for each in seen:
         assert each['bln_requests_total{status="200"}'] - before.get('bln_requests_total{status="200"}', 0) == 40
@@ -162,6 +163,18 @@ def test_every_worker_reports_the_metrics_of_all(server: Server) -> None:
         assert set(info) == {1}
     # Otherwise one worker may have done it all.
     assert _shares(server) == 2
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_one_worker_is_not_ready_before_the_others(golden_artifacts: Path, attempt: int) -> None:
+    server = Server(str(golden_artifacts / MODEL), "--workers", "2", "--threads", "1")
+    try:
+        while get(server, "/readyz").status_code != httpx.codes.OK:
+            time.sleep(0.005)
+        assert {post(server, images(2, seed)).status_code for seed in range(24)} == {200}
+        assert {get(server, "/readyz").status_code for _ in range(24)} == {200}
+    finally:
+        server.end()
 
 
 def _shares(server: Server) -> int:
