@@ -15,17 +15,17 @@ late, or was cancelled by its own caller; whatever becomes of one has no effect 
 """
 
 import asyncio
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 
 from bln_serve.errors import DeadlineExceededError, OverloadedError, RequestTooLargeError
+from bln_serve.serving.deadlines import Deadlines
 
 PayloadT = TypeVar("PayloadT")
 AnswerT = TypeVar("AnswerT")
@@ -107,41 +107,6 @@ class _Entry(Generic[PayloadT, AnswerT]):
         self.since = since
 
 
-class _Deadlines:
-    """Expires requests with one timer for all: nearly every one is answered long before its time."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._when: dict[_Request[Any], float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._next = math.inf
-
-    def add(self, request: _Request[Any], when: float) -> None:
-        self._when[request] = when
-        if when < self._next:
-            self._wake_at(when)
-
-    def remove(self, request: _Request[Any]) -> None:
-        self._when.pop(request, None)
-
-    def end(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-
-    def _wake_at(self, when: float) -> None:
-        self.end()
-        self._next, self._timer = when, self._loop.call_at(when, self._expire)
-
-    def _expire(self) -> None:
-        now = self._loop.time()
-        for request in [request for request, when in self._when.items() if when <= now]:
-            self.remove(request)
-            request.expire()
-        self._next, self._timer = math.inf, None
-        if self._when:
-            self._wake_at(min(self._when.values()))
-
-
 class RunQueue(Generic[PayloadT, AnswerT]):
     """A bounded queue in front of one model. Made and used within one running event loop.
 
@@ -178,7 +143,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._loop = asyncio.get_running_loop()
         self._loop_rows = loop_rows
         self._alone = alone
-        self._deadlines = _Deadlines(self._loop)
+        self._deadlines = Deadlines(self._loop)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
         self._numbers = count()
         self._groups: dict[Hashable, OrderedDict[_Entry[PayloadT, AnswerT], None]] = {}

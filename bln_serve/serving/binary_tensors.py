@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bln_serve.errors import InvalidInputError, MalformedRequestError
-from bln_serve.serving import json_values
-from bln_serve.serving.json_values import MAX_DIMENSIONS, plain, shown
+from bln_serve.serving import json_arrays, json_values
+from bln_serve.serving.json_arrays import MAX_DIMENSIONS
+from bln_serve.serving.json_values import plain, shown
 from bln_serve.serving.prediction import Encoded
 from bln_serve.signature import ModelSignature
 
@@ -37,7 +38,7 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 
 _NAMES = {dtype.str[1:]: name for name, dtype in DATATYPES.items()}  # without the byte order, which stands in front
 _JSON_TYPES: Mapping[str, set[type]] = {"b": {bool}, "f": {int, float}, "i": {int}, "u": {int}}
-_BUFFER_TYPES: Mapping[str, json_values.BufferType] = {"f": "d", "i": "i", "u": "u"}
+_BUFFER_TYPES: Mapping[str, json_arrays.BufferType] = {"f": "d", "i": "i", "u": "u"}
 _MAX_DIGITS = 18  # of a length; Python itself refuses to read thousands
 
 
@@ -164,7 +165,7 @@ def from_json(tensor: Head, data: Any, *, flat: bool = False) -> NDArray[Any]:
         )
     if flat and len(data) == tensor.count and (array := _at_once(tensor, data)) is not None:
         return array.reshape(tensor.shape)
-    items, nesting = json_values.levels(tensor.name, data)
+    items, nesting = json_arrays.levels(tensor.name, data)
     if list(nesting) not in (tensor.shape, [tensor.count]):
         raise MalformedRequestError(
             f"Expected data of input {shown(tensor.name)} to be one list of {tensor.count}, or lists as its shape "
@@ -231,7 +232,7 @@ def _at_once(tensor: Head, data: Any) -> NDArray[Any] | None:
     dtype = DATATYPES[tensor.datatype]
     if dtype.kind not in _BUFFER_TYPES:
         return None
-    numbers = json_values.flat_numbers(data, [_BUFFER_TYPES[dtype.kind]])
+    numbers = json_arrays.flat_numbers(data, [_BUFFER_TYPES[dtype.kind]])
     if numbers is None or not numbers.size:
         return None
     if dtype.kind == "f":
@@ -246,11 +247,11 @@ def _exact(tensor: Head, items: list[Any]) -> NDArray[Any]:
     """Make an array of parsed JSON, each of which the datatype must be able to hold."""
     dtype = DATATYPES[tensor.datatype]
     types = _JSON_TYPES[dtype.kind]
-    if not json_values.types_of(items) <= types:
+    if not json_arrays.types_of(items) <= types:
         raise _misfit(tensor, items, next(i for i, item in enumerate(items) if type(item) not in types))
     try:
         with np.errstate(over="ignore"):
-            array = json_values.packed(items, dtype)
+            array = json_arrays.packed(items, dtype)
     except OverflowError as error:
         limits = np.iinfo(dtype)
         outside = next(i for i, item in enumerate(items) if not limits.min <= item <= limits.max)

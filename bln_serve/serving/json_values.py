@@ -1,37 +1,28 @@
-"""What every protocol in JSON shares: strict reading, numbers as arrays, and answers without NaN.
+"""What every protocol in JSON shares: strict reading, words for what was read, and answers without NaN.
 
-JSON says less than an array does, so it is read strictly: no key twice, no text, null or boolean that becomes a number,
-no lists of different lengths that become an array. And it is read without making a Python object of each number, which
-would take three times as long and, in C, hold up every other request meanwhile: simdjson keeps the document, of which
-numbers are copied to arrays as a whole. That flattens lists of any shape, so the shape is proved by the text:
-
-    text       [[1.5, 2], [3, -4e2]]        without what numbers and white space are made of
-    outline    [[,],[,]]                    is that of the shape (2, 2), and of no other
-
-What that does not take is taken apart list by list, which is slower and says what is wrong.
+JSON says less than an array does, so it is read strictly: no key twice, and no text, null or boolean that becomes a
+number. simdjson keeps the document, of which only what is wanted becomes Python's: making an object of each value
+would, in C, hold up every other request meanwhile.
 """
 
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 import simdjson
 from numpy.typing import NDArray
 
-from bln_serve.errors import InvalidInputError, MalformedRequestError, NonFiniteAnswerError
+from bln_serve.errors import MalformedRequestError, NonFiniteAnswerError
 
 T = TypeVar("T")
-BufferType = Literal["i", "u", "d"]
 
 MEDIA_TYPE = "application/json"
-MAX_DIMENSIONS = 32
 
 _LISTS, _OBJECTS = (list, simdjson.Array), (dict, simdjson.Object)
-_KIND_NAMES: dict[type, str] = {
+KIND_NAMES: dict[type, str] = {
     bool: "booleans",
     float: "numbers",
     int: "numbers",
@@ -41,10 +32,7 @@ _KIND_NAMES: dict[type, str] = {
     **dict.fromkeys(_OBJECTS, "objects"),
 }
 _SINGULAR = {"booleans": "a boolean", "numbers": "a number", "lists": "a list", "objects": "an object"}
-_DTYPES: dict[BufferType, type] = {"i": np.int64, "u": np.uint64, "d": np.float64}
-_NO_OUTLINE = b"0123456789+-.eE \t\r\n"
 _MAX_CHARACTERS, _MAX_ITEMS, _MAX_ROWS_NAMED = 80, 8, 10  # of what a message repeats
-_CHUNK = 65536  # values that are worked through in C, where nothing else goes on, in a millisecond
 _EXPLAINED_BYTES = 256 * 1024  # orjson says where a text is wrong, and holds up everything until it has found that
 
 # Each has ten times the memory of the largest document that it has read: of those for large ones, one is kept. One that
@@ -129,7 +117,7 @@ def is_object(value: Any) -> bool:
 
 def kind(value: Any) -> str:
     """Name the kind of a value, such as a body that should have been an object."""
-    name = _KIND_NAMES[type(value)]
+    name = KIND_NAMES[type(value)]
     return _SINGULAR.get(name, name)
 
 
@@ -145,105 +133,6 @@ def _shown_alone(value: Any) -> str:
     if type(value) is str:
         return repr(value if len(value) <= _MAX_CHARACTERS else f"{value[:_MAX_CHARACTERS]}...")
     return str(value) if type(value) in (int, float) else kind(value)
-
-
-def array(name: str, value: Any, body: bytes | None = None) -> NDArray[Any]:
-    """Turn nested lists into an array.
-
-    NumPy alone would turn `[true, 0.5]` into numbers, and one long text among many short ones into gigabytes.
-
-    Args:
-        name: what it is, for messages.
-        value: part of a document: lists of lists of numbers, or of booleans.
-        body: the text of the document, if no other text in it has brackets.
-
-    Returns:
-        An array of bool, int64, uint64 or float64.
-
-    Raises:
-        InvalidInputError: lists of different lengths, or anything else than numbers alone or booleans alone.
-    """
-    if body is not None and type(value) is simdjson.Array and (shape := _shape_of_first(value)):
-        outline = body[body.find(b"[") : body.rfind(b"]") + 1].translate(None, _NO_OUTLINE)
-        if outline == _outline(shape) and (numbers := flat_numbers(value)) is not None:
-            return numbers.reshape(shape)
-    level, shape = levels(name, value)
-    kinds = kinds_of(level)
-    if level and kinds not in ({"numbers"}, {"booleans"}):
-        raise _not_rectangular(name, " beside ".join(sorted(kinds)))
-    return packed(level).reshape(shape)
-
-
-def flat_numbers(value: simdjson.Array, types: Sequence[BufferType] = ()) -> NDArray[Any] | None:
-    """Return the numbers in nested lists one after the other, whatever the lists' shape.
-
-    Args:
-        value: part of a document.
-        types: to be tried, in order: `i` for int64, `u` for uint64, `d` for float64. By default integers where all
-            numbers are, else float64.
-
-    Returns:
-        A read-only array, or None where there is something else than numbers of these types.
-    """
-    by_default: Sequence[BufferType] = ("i", "u", "d") if type(_first(value)) is int else ("d",)
-    for of_type in types or by_default:
-        try:
-            return np.frombuffer(value.as_buffer(of_type=of_type), _DTYPES[of_type])
-        except (TypeError, ValueError):  # another type, or an integer that is too large for this one
-            continue
-    return None
-
-
-def levels(name: str, value: Any) -> tuple[list[Any], tuple[int, ...]]:
-    """Take nested lists apart.
-
-    Returns:
-        What is in the innermost lists, in order, and the lists' shape.
-
-    Raises:
-        InvalidInputError: lists of different lengths, lists beside something else, or more than 32 levels of them.
-    """
-    shape: list[int] = []
-    level = [value]
-    while level and is_list(level[0]):
-        if len(kinds := kinds_of(level)) > 1:
-            raise _not_rectangular(name, " beside ".join(sorted(kinds)))
-        lengths = {len(each) for each in level}
-        if len(lengths) > 1:
-            shortest, longest = min(lengths), max(lengths)
-            raise _not_rectangular(name, f"lists of {shortest} and of {longest} items at depth {len(shape) + 1}")
-        if len(shape) >= MAX_DIMENSIONS:
-            raise _not_rectangular(name, f"more than {MAX_DIMENSIONS} levels of lists")
-        shape.append(len(level[0]))
-        level = [item for each in level for item in each]
-    return level, tuple(shape)
-
-
-def types_of(values: list[Any]) -> set[type]:
-    """Return the types of values that there are."""
-    return set[type]().union(*(set(map(type, chunk)) for chunk in _chunks(values)))
-
-
-def kinds_of(values: list[Any]) -> set[str]:
-    """Return the names of the kinds of values that there are."""
-    return {_KIND_NAMES[each] for each in types_of(values)}
-
-
-def packed(values: list[Any], dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
-    """Return numbers, or booleans, as an array.
-
-    Raises:
-        OverflowError: the dtype is one of integers and cannot hold one of the values.
-    """
-    return np.concatenate([np.array(chunk, dtype) for chunk in _chunks(values)])
-
-
-def _chunks(values: list[Any]) -> Iterator[list[Any]]:
-    """Yield values as lists short enough for C; one of them empty where there are none."""
-    if len(values) <= _CHUNK:
-        yield values
-    else:
-        yield from (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def check_finite(name: str, output: NDArray[Any]) -> None:
@@ -266,37 +155,6 @@ def check_finite(name: str, output: NDArray[Any]) -> None:
         f"infinity in {len(rows)} of {len(finite)} rows, at index {listed}. "
         "Check these rows' values, or ask for Accept: application/x-npy."
     )
-
-
-def _shape_of_first(value: simdjson.Array) -> tuple[int, ...]:
-    """Return the shape that nested lists have if all of them are like the first; empty for none that has numbers."""
-    shape: list[int] = []
-    item: Any = value
-    while type(item) is simdjson.Array and len(shape) < MAX_DIMENSIONS:
-        shape.append(len(item))
-        if not shape[-1]:
-            return ()
-        item = item[0]
-    return tuple(shape)
-
-
-def _first(value: Any) -> Any:
-    while is_list(value) and len(value):
-        value = value[0]
-    return value
-
-
-@lru_cache(maxsize=64)
-def _outline(shape: tuple[int, ...]) -> bytes:
-    """Return the text of nested lists of this shape without what is in them."""
-    outline = b""
-    for size in reversed(shape):
-        outline = b"[" + b",".join([outline] * size) + b"]"
-    return outline
-
-
-def _not_rectangular(name: str, received: str) -> InvalidInputError:
-    return InvalidInputError(f"Expected {name!r} to be a rectangular array of numbers. Received: {received}.")
 
 
 def _explained(body: bytes, error: Exception) -> str:

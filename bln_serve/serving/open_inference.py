@@ -24,11 +24,10 @@ import orjson
 from numpy.typing import NDArray
 
 from bln_serve.errors import MalformedRequestError
-from bln_serve.manifest import Manifest
 from bln_serve.serving import binary_tensors, json_values
 from bln_serve.serving.json_values import shown
 from bln_serve.serving.prediction import Encoded, Message, Prediction, PredictRequest
-from bln_serve.signature import ModelSignature, TensorSpec
+from bln_serve.signature import ModelSignature
 
 _ROWS = "bln_mini_batch_rows"
 _EXPECTED_ROWS = f"{_ROWS} to be a whole number from 0 (one mini-batch of all rows), or left out"
@@ -257,54 +256,12 @@ def _answer(asked: _Asked, prediction: Prediction) -> dict[str, Any]:
     document: dict[str, Any] = {"model_name": prediction.model, "model_version": str(prediction.version)}
     if asked.request_id is not None:
         document["id"] = asked.request_id
-    if facts := _known({"bln_statistics": prediction.statistics, "bln_mini_batches": prediction.mini_batches}):
+    if facts := known({"bln_statistics": prediction.statistics, "bln_mini_batches": prediction.mini_batches}):
         document["parameters"] = facts
     document["outputs"] = outputs
     return document
 
 
-def server_metadata(version: str) -> dict[str, Any]:
-    """Return what GET /v2 says of a service of this version."""
-    return {"name": "bln_serve", "version": version, "extensions": ["binary_tensor_data"]}
-
-
-def model_metadata(
-    name: str, versions: Sequence[int], manifest: Manifest, parameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what GET /v2/models/NAME says.
-
-    Args:
-        name: of the model.
-        versions: those that are served.
-        manifest: of the version that the metadata are of.
-        parameters: what there is to say beside the manifest, by names that begin with `bln_`.
-
-    Returns:
-        A JSON object. Rows are -1 in its shapes; facts that are null are left out.
-    """
-    facts = {
-        "bln_statistics": manifest.statistics,
-        "bln_row_coupling": manifest.row_coupling.value,
-        "bln_row_coupling_reason": manifest.row_coupling_reason,
-        "bln_mini_batch_rows": manifest.mini_batch_rows,
-        "bln_min_mini_batch_rows": manifest.min_mini_batch_rows,
-        "bln_max_mini_batch_rows": manifest.max_mini_batch_rows,
-        **parameters,
-    }
-    return {
-        "name": name,
-        "versions": [str(version) for version in versions],
-        "platform": "onnxruntime_onnx",
-        "inputs": [_tensor_metadata(spec) for spec in manifest.signature.inputs],
-        "outputs": [_tensor_metadata(spec) for spec in manifest.signature.outputs],
-        "parameters": _known(facts),
-    }
-
-
-def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
-    shape = [-1 if size is None else size for size in spec.shape]
-    return {"name": spec.name, "datatype": binary_tensors.datatype_of(np.dtype(spec.dtype)), "shape": shape}
-
-
-def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+def known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the facts that are null."""
     return {name: value for name, value in facts.items() if value is not None}

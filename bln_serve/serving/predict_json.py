@@ -17,7 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from bln_serve.errors import InvalidInputError, MalformedRequestError, MiniBatchError
-from bln_serve.serving import json_values
+from bln_serve.serving import json_arrays, json_values
 from bln_serve.serving.prediction import Encoded, Prediction, PredictRequest
 
 MEDIA_TYPE = json_values.MEDIA_TYPE
@@ -100,7 +100,7 @@ def _instances(rows: Any, body: bytes) -> Mapping[str, NDArray[Any]] | NDArray[A
     if not len(rows):
         raise InvalidInputError("Expected 'instances' to hold at least one row. Received: an empty list.")
     if not json_values.is_object(rows[0]):
-        return json_values.array("instances", rows, body)
+        return json_arrays.array("instances", rows, body)
     names = list(rows[0].keys())
     by_name: dict[str, list[Any]] = {name: [] for name in names}
     for index, row in enumerate(rows):
@@ -113,11 +113,11 @@ def _instances(rows: Any, body: bytes) -> Mapping[str, NDArray[Any]] | NDArray[A
             )
         for name, values in by_name.items():
             values.append(row[name])
-    return {name: json_values.array(name, values) for name, values in by_name.items()}
+    return {name: json_arrays.array(name, values) for name, values in by_name.items()}
 
 
 def _inputs(inputs: Any, body: bytes) -> Mapping[str, NDArray[Any]] | NDArray[Any]:
     if json_values.is_object(inputs):
         named = json_values.members("inputs", inputs, list(inputs.keys()))
-        return {name: json_values.array(name, values) for name, values in named.items()}
-    return json_values.array("inputs", inputs, body)
+        return {name: json_arrays.array(name, values) for name, values in named.items()}
+    return json_arrays.array("inputs", inputs, body)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 
 import bln_serve
 from bln_serve.errors import ModelNotFoundError, ModelNotReadyError
-from bln_serve.serving import open_inference, tf_serving
+from bln_serve.serving import open_inference_metadata, tf_serving
 from bln_serve.serving.catalog import Catalog
 from bln_serve.serving.served_model import ServedModel
 
@@ -29,7 +29,7 @@ def routes(catalog: Catalog) -> APIRouter:
 def _add_open_inference(router: APIRouter, catalog: Catalog) -> None:
     @router.get("/v2", summary="What is this server?", tags=["Open Inference Protocol v2"])
     async def server() -> Response:
-        return _json(open_inference.server_metadata(bln_serve.__version__))
+        return _json(open_inference_metadata.server_metadata(bln_serve.__version__))
 
     @router.get("/v2/health/live", summary="Is the service alive?", tags=["Open Inference Protocol v2"])
     async def live() -> Response:
@@ -76,7 +76,7 @@ def _add_tf_serving(router: APIRouter, catalog: Catalog) -> None:
 
 
 def _open_inference_metadata(served: ServedModel) -> dict[str, Any]:
-    return open_inference.model_metadata(
+    return open_inference_metadata.model_metadata(
         served.name, [served.version], served.manifest, {"bln_max_run_rows": served.max_run_rows}
     )
 

@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from support.laws import law
 
 from bln_serve.errors import InvalidInputError, MalformedRequestError
-from bln_serve.serving import json_values
-from bln_serve.serving.json_values import array, members, read, shown
+from bln_serve.serving import json_arrays
+from bln_serve.serving.json_arrays import array
+from bln_serve.serving.json_values import members, read, shown
 
 
 def read_rows(body: bytes, *, at_once: bool = True) -> np.ndarray:
@@ -97,14 +98,14 @@ def test_ragged_lists_are_refused_though_their_numbers_may_fit(text: str) -> Non
 
 def test_an_outline_is_of_one_shape_alone() -> None:
     shapes = [(1,), (4,), (2, 2), (1, 4), (4, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2), (2, 2, 1), (3, 2), (2, 3)]
-    outlines = {json_values._outline(shape) for shape in shapes}
+    outlines = {json_arrays._outline(shape) for shape in shapes}
     assert len(outlines) == len(shapes)
-    assert json_values._outline((2, 2)) == b"[[,],[,]]"
+    assert json_arrays._outline((2, 2)) == b"[[,],[,]]"
 
 
 def test_the_fast_way_is_taken_and_the_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this, whatever breaks the fast way would only make the service slower."""
-    monkeypatch.setattr(json_values, "levels", lambda *_: pytest.fail("list by list"))
+    monkeypatch.setattr(json_arrays, "levels", lambda *_: pytest.fail("list by list"))
     for text in ("[[1, 2], [3, 4]]", "[ [1e-3 ,2.5]\n, [3,-4E+2] ]", "[1]", "[[[18446744073709551615]]]"):
         assert read_rows(f'{{"rows": {text}}}'.encode()).tolist() == json.loads(text)
 

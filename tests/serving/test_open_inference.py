@@ -17,7 +17,7 @@ from support.laws import law
 
 from bln_serve.errors import InvalidInputError, MalformedRequestError, NonFiniteAnswerError
 from bln_serve.manifest import read_manifest
-from bln_serve.serving import open_inference
+from bln_serve.serving import open_inference, open_inference_metadata
 from bln_serve.serving.binary_tensors import DATATYPES, datatype_of
 from bln_serve.serving.prediction import Encoded, Message, Prediction, PredictRequest
 from bln_serve.signature import ModelSignature, TensorSpec
@@ -549,7 +549,7 @@ def test_what_tritons_client_wishes_and_we_do_not_do_is_refused(
 
 
 def test_the_service_says_that_it_reads_binary_tensors() -> None:
-    assert open_inference.server_metadata("1.2.3") == {
+    assert open_inference_metadata.server_metadata("1.2.3") == {
         "name": "bln_serve",
         "version": "1.2.3",
         "extensions": ["binary_tensor_data"],
@@ -558,7 +558,7 @@ def test_the_service_says_that_it_reads_binary_tensors() -> None:
 
 def test_a_model_says_what_may_be_sent(golden_artifacts: Path) -> None:
     manifest = replace(read_manifest(golden_artifacts / "digits_rnn" / "1"), signature=TWO)
-    document = open_inference.model_metadata(
+    document = open_inference_metadata.model_metadata(
         "digits", [1, 12], manifest, {"bln_max_run_rows": 512, "bln_nothing": None}
     )
     parameters = document.pop("parameters")
@@ -589,7 +589,7 @@ def test_a_model_says_what_may_be_sent(golden_artifacts: Path) -> None:
 @pytest.mark.parametrize("name", ["digits_cnn", "tiny_two_inputs", "tiny_pppp"])
 def test_what_a_model_says_is_what_its_own_signature_takes(golden_artifacts: Path, name: str) -> None:
     manifest = read_manifest(golden_artifacts / name / "1")
-    document = open_inference.model_metadata(name, [1], manifest, {})
+    document = open_inference_metadata.model_metadata(name, [1], manifest, {})
     assert [tensor["name"] for tensor in document["inputs"]] == [spec.name for spec in manifest.signature.inputs]
     inputs = []
     for tensor in document["inputs"]:

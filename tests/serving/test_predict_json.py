@@ -11,7 +11,7 @@ from bln_serve.errors import (
     MiniBatchError,
     NonFiniteAnswerError,
 )
-from bln_serve.serving import json_values, predict_json
+from bln_serve.serving import json_arrays, predict_json
 from bln_serve.serving.prediction import Prediction
 
 
@@ -95,7 +95,7 @@ def test_one_long_text_among_many_short_ones_costs_no_memory() -> None:
     ).filter(lambda array: bool(np.isfinite(array).all()))
 )
 def test_any_array_survives_the_way_there(array: np.ndarray) -> None:
-    read = json_values.array("x", array.tolist())
+    read = json_arrays.array("x", array.tolist())
     assert read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
 
