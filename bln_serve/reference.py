@@ -62,7 +62,8 @@ def normalize(
         m: the batch size the layer was trained with.
         policy: four letters P or M for batch mean, batch variance, feature mean, feature variance. Training is MMMM.
         population: the stored statistics that the policy asks for, as `population_estimates` returns them. Feature
-            statistics have m slots; row i meets slot i, and at m = 1 every row meets slot 0.
+            statistics have m slots; row i meets slot i. A table of one slot, as at m = 1 or where the slots were
+            averaged, meets every row.
         epsilon: added to each variance, inside the root.
 
     Returns:
@@ -83,9 +84,10 @@ def normalize(
     for name, letter in zip(statistics, policy, strict=True):
         if letter == "P":
             stored = np.asarray((population or {})[name], np.float64)
-            if name.startswith("feature") and m > 1:
-                if rows > m:
-                    raise ValueError(f"{rows} rows, and only {m} slots")
+            slots = stored.shape[0]
+            if name.startswith("feature") and slots > 1:
+                if rows > slots:
+                    raise ValueError(f"{rows} rows, and only {slots} slots")
                 stored = stored[:rows]
             statistics[name] = stored
     x_b = (x - statistics["batch_mean"]) / np.sqrt(statistics["batch_var"] + epsilon)

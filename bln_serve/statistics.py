@@ -9,6 +9,8 @@ What a policy makes of a model's rows is its *row coupling*:
     live batch mean or batch variance               mini-batch    an answer depends on the other rows of its mini-batch
     stored feature statistics, more than one slot   positional    an answer depends on the row's place in its mini-batch
     neither                                         independent   an answer depends on its row alone
+
+Slots that are *pooled*, averaged to one that serves every row, are one slot.
 """
 
 import re
@@ -161,16 +163,18 @@ class LayerStatistics:
         policy: its statistics policy's code.
         m: the batch size it was trained with; also its number of slots.
         rows_per_row: how many rows of its own one row of a request makes: more than 1 where time is folded into them.
+        pooled: whether stored feature statistics are averaged over the slots to one that serves every row.
     """
 
     name: str
     policy: str
     m: int
     rows_per_row: int = 1
+    pooled: bool = False
 
     @property
     def row_coupling(self) -> RowCoupling:
-        """How the layer couples rows. At m = 1 the single slot serves every row, so nothing is positional."""
+        """How the layer couples rows. A single slot, as at m = 1, and pooled ones serve every row: not positional."""
         policy = StatisticsPolicy.from_code(self.policy)
         if policy.live_over_rows:
             return RowCoupling.MINI_BATCH
@@ -180,7 +184,7 @@ class LayerStatistics:
     def slots(self) -> int | None:
         """The most rows a request's mini-batch can have where feature statistics are stored by slot, else None."""
         stored_by_slot = StatisticsPolicy.from_code(self.policy).stored_by_slot
-        return self.m // self.rows_per_row if stored_by_slot and self.m > 1 else None
+        return self.m // self.rows_per_row if stored_by_slot and self.m > 1 and not self.pooled else None
 
     @property
     def min_mini_batch_rows(self) -> int:
@@ -202,6 +206,8 @@ class LayerStatistics:
             return f"{self.name}: {_listed(policy.live_over_rows)} live"
         if self.slots is not None:
             return f"{self.name}: {_listed(policy.stored_by_slot)} stored by slot"
+        if policy.stored_by_slot and self.pooled and self.m > 1:
+            return f"{self.name}: {_listed(policy.stored_by_slot)} stored, and pooled to serve every row"
         return f"{self.name}: nothing in {self.policy} depends on other rows"
 
 

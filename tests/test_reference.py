@@ -84,6 +84,19 @@ def test_more_rows_than_slots_are_refused() -> None:
         )
 
 
+def test_a_table_of_one_slot_meets_every_row_and_says_what_as_many_equal_slots_say() -> None:
+    generator = np.random.default_rng(0)
+    x, stored = generator.normal(size=(4, 2, 3)), {"batch_mean": np.zeros((1, 2, 3)), "batch_var": np.ones((1, 2, 3))}
+    one = {"feature_mean": generator.normal(size=(1, 2, 1)), "feature_var": generator.uniform(0.5, 2, (1, 2, 1))}
+    many = {name: np.repeat(table, 4, axis=0) for name, table in one.items()}
+
+    def answers(rows: np.ndarray, tables: dict[str, np.ndarray]) -> np.ndarray:
+        return reference.normalize(rows, np.ones(3), np.zeros(3), m=4, policy="PPPP", population=stored | tables)
+
+    np.testing.assert_array_equal(answers(x, one), answers(x, many))
+    np.testing.assert_array_equal(answers(np.concatenate([x, x]), one), np.concatenate([answers(x, many)] * 2))
+
+
 def test_branch_weights_are_those_of_the_reference() -> None:
     assert reference.branch_weights(25) == pytest.approx((0.9599, 0.0399), abs=1e-12)
     assert reference.branch_weights(1) == pytest.approx((-1e-4, 0.9999), abs=1e-12)

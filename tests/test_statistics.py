@@ -2,6 +2,7 @@
 
 import re
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,16 +109,24 @@ def test_at_m_1_one_row_is_the_protocol_and_the_single_slot_serves_every_row(cod
     assert layer.row_coupling == ("independent" if code.startswith("PP") else "mini-batch")
 
 
+@pytest.mark.parametrize(("code", "row"), AT_25.items())
+def test_pooled_slots_are_no_slots_and_nothing_is_positional(code: str, row: tuple[str, int | None, int]) -> None:
+    layer = LayerStatistics("bn", code, 25, pooled=True)
+    expected = "mini-batch" if row[0] == "mini-batch" else "independent"
+    assert (layer.row_coupling, layer.slots, layer.min_mini_batch_rows) == (expected, None, row[2])
+
+
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("m", [1, 4])
 @pytest.mark.parametrize("code", CODES)
-def test_declared_coupling_is_what_the_equations_do(code: str, m: int) -> None:
+def test_declared_coupling_is_what_the_equations_do(code: str, m: int, pooled: bool) -> None:
     generator = np.random.default_rng(5)
     x = generator.normal(size=(4, 3))
     population = {
         "batch_mean": generator.normal(size=(1, 3)),
         "batch_var": generator.uniform(0.5, 2, (1, 3)),
-        "feature_mean": generator.normal(size=(m, 1)),
-        "feature_var": generator.uniform(0.5, 2, (m, 1)),
+        "feature_mean": generator.normal(size=(1 if pooled else m, 1)),
+        "feature_var": generator.uniform(0.5, 2, (1 if pooled else m, 1)),
     }
 
     def answers(rows: np.ndarray) -> np.ndarray:
@@ -131,7 +140,7 @@ def test_declared_coupling_is_what_the_equations_do(code: str, m: int) -> None:
         if depends_on_mates
         else (RowCoupling.POSITIONAL if depends_on_slot else RowCoupling.INDEPENDENT)
     )
-    assert LayerStatistics("bn", code, m).row_coupling is observed
+    assert LayerStatistics("bn", code, m, pooled=pooled).row_coupling is observed
 
 
 @pytest.mark.parametrize(
@@ -147,6 +156,28 @@ def test_declared_coupling_is_what_the_equations_do(code: str, m: int) -> None:
 )
 def test_reason_names_the_layer_and_the_statistics(code: str, reason: str) -> None:
     assert LayerStatistics("bn", code, 25).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("code", "m", "reason"),
+    [
+        ("PPPP", 25, "bn: feature mean and feature variance are stored, and pooled to serve every row"),
+        ("PPMP", 25, "bn: feature variance is stored, and pooled to serve every row"),
+        ("PPPP", 1, "bn: nothing in PPPP depends on other rows"),
+        ("PPMM", 25, "bn: nothing in PPMM depends on other rows"),
+        ("MMPP", 25, "bn: batch mean and batch variance are live"),
+    ],
+)
+def test_reason_of_a_pooled_layer(code: str, m: int, reason: str) -> None:
+    assert LayerStatistics("bn", code, m, pooled=True).reason == reason
+
+
+def test_a_pooled_layer_survives_json_and_one_from_before_there_was_pooling_is_read() -> None:
+    layer = LayerStatistics("bn", "PPPP", 25, pooled=True)
+    assert msgspec.json.decode(msgspec.json.encode(layer), type=LayerStatistics) == layer
+    old = msgspec.json.decode(b'{"name": "bn", "policy": "PPPP", "m": 25, "rows_per_row": 1}', type=LayerStatistics)
+    assert old == LayerStatistics("bn", "PPPP", 25)
+    assert not old.pooled
 
 
 def test_strongest_layer_decides_and_the_first_of_equals_gives_the_reason() -> None:
@@ -166,6 +197,14 @@ def test_rule_takes_the_smallest_slot_count_and_the_largest_minimum() -> None:
     assert rule is not None
     assert (rule.default_rows, rule.min_rows, rule.max_rows) == (5, 2, 6)
     assert rule.reason == "c: batch mean is live"
+
+
+def test_pooled_layers_set_no_limit_beside_those_with_slots() -> None:
+    layers = [LayerStatistics("a", "PPPP", 9), LayerStatistics("b", "PPPP", 4, pooled=True)]
+    rule = mini_batch_rule(layers, 5)
+    assert rule is not None
+    assert (rule.max_rows, rule.reason) == (9, "a: feature mean and feature variance are stored by slot")
+    assert mini_batch_rule(layers[1:], 5) is None
 
 
 def test_independent_rows_have_no_rule() -> None:

@@ -10,7 +10,7 @@ coupling        what couples the rows of the model that ships
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -94,7 +94,7 @@ def _notes(unused: Sequence[str], foreign: coupling.GraphCoupling) -> Iterator[s
 
 
 def _layer(item: FrozenLayer, rows_per_row: int) -> LayerStatistics:
-    return LayerStatistics(item.name, item.policy.code, item.layer.batch_size, rows_per_row)
+    return replace(item.statistics, rows_per_row=rows_per_row)
 
 
 def _require_own_rows(

@@ -19,8 +19,8 @@ and every factor that only holds stored values is a table, folded here in float6
 Both branches stored make one multiplication and one addition, x * (A + C) + (B + D + beta). A feature branch whose mean
 and variance are live is ONNX's LayerNormalization with scale s_f, in one node, where features lie last; not in float64,
 where its epsilon, a float32 attribute, would cost digits. Elsewhere a live variance is taken in two passes about its
-own live mean: one pass would lose an input's offset to cancellation. At m = 1 the single slot serves every row, and
-nothing is cut.
+own live mean: one pass would lose an input's offset to cancellation. Where the feature tables have a single row, at
+m = 1 or since the slots are pooled, C and D have one too: it serves every row of x, and nothing is cut.
 
 One run may hold K mini-batches of r rows side by side, each with its own statistics and its own slot 0. K is the
 model's input `mini_batches`, int64 of shape (1,): an initializer of 1 that may be overridden, so that who does not know
@@ -171,7 +171,7 @@ class _Scope:
         emit, layer = self.emit, self.layer
         values = layer.arrange(table)
         name = emit.table(values)
-        if not (table.ndim > 1 and table.shape[0] == layer.m and layer.m > 1):
+        if table.ndim == 1 or table.shape[0] == 1:
             return name
         axis = values.ndim - layer.rank - layer.split + layer.row_axis
         if not layer.split:

@@ -22,7 +22,7 @@ class Layer:
 
     Attributes:
         attributes: the node's.
-        tables: the node's, shapes as the layer has them.
+        tables: the node's, shapes as the layer has them; pooled slots are one.
         may_split: whether x may be seen as several mini-batches.
     """
 
@@ -57,7 +57,7 @@ class Layer:
 
     @property
     def m(self) -> int:
-        """The batch size that the layer was trained with; also its number of slots."""
+        """The batch size that the layer was trained with."""
         return int(self.attributes["m"])
 
     def scale(self, branch: str) -> Table:

@@ -6,6 +6,7 @@ A BLN call becomes one node
         <m, epsilon, w_b, w_f, policy, layer, dtype, rows_per_row>
 
 with the six tables as initializers in float64, from the layer's own weights. x and y have the shape (rows, ..., d).
+Feature tables have a row for each slot, or, where the slots are pooled, one for all: nothing but their shape says so.
 Recurrent layers and embeddings are marked too, since the converter makes loops of the ones and takes seconds and
 gigabytes over the tables of the others:
 
@@ -37,6 +38,7 @@ from bln_serve.export.marks import Call, Mark, Recorder, table
 from bln_serve.export.saved_model import Callee, require_rows
 from bln_serve.layers import BatchLayerNormalization
 from bln_serve.layers.batch_layer_normalization import marked_calls
+from bln_serve.layers.pooling import pooled
 
 _PROBE_ROWS = 7  # a number that no layer has by chance
 
@@ -98,7 +100,7 @@ class _Marking:
                 f"Expected every layer to be an attribute of the layer that calls it. Received: {layer.name!r}, which "
                 "Keras does not know of. Make it one, so that it is saved too."
             )
-        values = {"gamma": layer.gamma, "beta": layer.beta, **layer.population}
+        tables = _tables(frozen)
         mark = Mark(
             BATCH_LAYER_NORMALIZATION,
             frozen.name,
@@ -112,7 +114,7 @@ class _Marking:
                 "dtype": layer.compute_dtype,
                 "rows_per_row": self._rows_per_row.get(frozen.name, 1),
             },
-            {f"{prefix}/{name}": table(values[name], np.float64) for name in TABLES},
+            {f"{prefix}/{name}": tables[name] for name in TABLES},
             tuple(x.shape),
             layer.compute_dtype,
         )
@@ -138,6 +140,16 @@ class _Marking:
         if mask is not None:
             y._keras_mask = mask
         return y
+
+
+def _tables(item: FrozenLayer) -> Mapping[str, NDArray[np.float64]]:
+    layer = item.layer
+    values = {"gamma": layer.gamma, "beta": layer.beta, **layer.population}
+    tables = {name: table(variable, np.float64) for name, variable in values.items()}
+    if item.statistics.pooled:
+        steps = table(layer.slot_steps, np.float64)
+        tables |= {name: pooled(tables[name], steps) for name in ("feature_mean", "feature_var")}
+    return tables
 
 
 def to_marked_onnx(callee: Callee, frozen: Sequence[FrozenLayer]) -> MarkedModel:

@@ -36,6 +36,8 @@ def update(layer: Any, rows: Any, live: Mapping[str, Any]) -> None:
         corrected = live["batch_var"] * (n / ops.maximum(n - 1.0, 1.0))
         corrected = ops.where(counts, corrected, layer.population_batch_var)
         _advance(layer.variance_steps, keep, ops.cast(counts, "float64"), (layer.population_batch_var, corrected))
+    else:  # what was calibrated is of other weights now
+        layer.variance_steps.assign(n * 0.0)
 
     present = ops.cast(ops.arange(m, dtype="float64") < n, "float64")
     slots = [(layer.population_feature_mean, _all_slots(live["feature_mean"], m))]

@@ -201,7 +201,7 @@ def _layer(item: Any, budget: Budget) -> Any:
     common: dict[str, Any] = {"name": name, "trainable": trainable, "dtype": dtype(config.get("dtype"))}
     if kind == "bln_layer":
         m = config.get("self.batchsize", config.get("batchsize"))
-        flags = {name: bool(config[name]) for name in _FLAGS if name in config}
+        flags: dict[str, Any] = {name: bool(config[name]) for name in _FLAGS if name in config}
         return BatchLayerNormalization(field({"self.batchsize": m}, "self.batchsize", int), **flags, **common)
     if kind == "dense_layer":
         common |= {"kernel_initializer": budget, "bias_initializer": budget}

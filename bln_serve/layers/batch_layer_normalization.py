@@ -9,12 +9,15 @@ from keras import ops
 from bln_serve.layers import _estimate
 from bln_serve.layers._marker import Marker, current_marker, marked_calls
 from bln_serve.layers._slots import require_slots
+from bln_serve.layers.pooling import pooled_in_graph
 from bln_serve.statistics import STATISTICS, Source, StatisticsPolicy
 
 __all__ = ["BatchLayerNormalization", "Marker", "marked_calls"]
 
 # Weighs the batch branch against the feature branch beside 1/m; fixed by the reference implementation.
 DELTA = 1e-4
+
+_FEATURE_SLOTS = ("keep", "pool")
 
 
 @keras.saving.register_keras_serializable(package="bln_serve")
@@ -48,8 +51,15 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
     without meaning (its batch branch is 0, or, with a stored mean, some 30 times too large), a smaller last batch
     answers differently, and a server that merges requests leaks one client's rows into another's answer. Stored
     feature statistics are kept per *slot*, the row's place in its mini-batch: there a row's answer depends on its
-    place. PPMM alone has neither. Whatever the policy, an answer is only as good as the rows the statistics came from
-    are like the rows at hand.
+    place. PPMM alone has neither, unless the slots are pooled. Whatever the policy, an answer is only as good as the
+    rows the statistics came from are like the rows at hand.
+
+    `feature_slots="pool"` makes one of the slots at inference: each stored feature statistic is averaged over them in
+    float64, weighted by `slot_steps`, to shape `(1, ..., 1)`, and serves every row. Then any number of rows may come,
+    nothing is positional, and PPPP, PPPM and PPMP treat each row alone as PPMM does. Each row that the estimates rest
+    on counts once: a slot that was never updated weighs nothing, and where none was, all weigh alike, so that the
+    average is the initial value. A pooled variance is the rows' own variance, averaged. Training, its n <= m, what is
+    stored, and m = 1, where one slot serves all anyway, are untouched; the answers are not those of the slots.
 
     Population estimates are running means over the steps since the estimate was started, right after every step; with
     the callback `PopulationStatistics` an estimate starts anew each epoch, so that the stored one is the last epoch's.
@@ -71,20 +81,23 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
     - A stored mean ends both laws: a shift c moves the branch by c / sqrt(var + epsilon). Under a stored variance with
       a live mean the shift's law holds, and the branch grows with a, exactly.
     - Rows in another order give the same answers in that order, under every policy without stored feature statistics
-      (PPMM and MMMM among them) and in training; not where slots make it positional (PPPP), except at m = 1.
+      (PPMM and MMMM among them) and in training; not where slots make it positional (PPPP), except at m = 1 or where
+      they are pooled.
     - Inference under MMMM is the training output of the same rows; under no other policy.
     - A row alone gives its answer in company under PPMM. With stored feature statistics it does in the same slot, so
-      the first rows of a mini-batch may come without the others. With a live batch mean or variance it does not.
+      the first rows of a mini-batch may come without the others, and in any place where the slots are pooled. With a
+      live batch mean or variance it does not.
 
     Positions, where the reference implementation answers otherwise or not at all:
 
     - `training` is omitted or None (the enclosing call's, else False), a bool, or a scalar boolean tensor, for which
       the graph holds both ways and updates in the training one alone.
     - `trainable=False`: `training=True` is inference, under the policy, and nothing is updated, as in Keras's own
-      BatchNormalization. Compile again after changing it, or the policy.
+      BatchNormalization. Compile again after changing it, the policy or `feature_slots`.
     - A layer used twice in a model, or once a time step by TimeDistributed (a known number of them),
       averages over its uses.
-    - More rows than slots are an error, never a broadcast. One row meets slot 0; at m = 1 the one slot serves all rows.
+    - More rows than slots are an error, never a broadcast. One row meets slot 0; at m = 1 the one slot serves all rows,
+      and so do pooled ones.
     - Inference computes with what is stored, also if nothing was ever estimated: then mean 0 and variance 1.
     - Statistics are computed in float32 under mixed precision and in float64 under float64; the output has the compute
       dtype. `epsilon` is an argument and not a weight.
@@ -97,6 +110,8 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
         feature_moving_mean: the same for the feature mean, by slot.
         feature_moving_var: the same for the feature variance, by slot.
         epsilon: added to each variance.
+        feature_slots: what inference makes of the slots: "keep", a row meets its own, or "pool", their average serves
+            every row. May be set later, as the policy may.
         **kwargs: as every Keras layer takes.
 
     Weights:
@@ -108,13 +123,14 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
 
     Input shape:
         `(n, ..., d)`, rank at least 2, every dimension but the first known. Training takes n <= m; inference takes any
-        n where nothing is stored by slot (or m is 1), else n <= m.
+        n where nothing is stored by slot (or m is 1, or the slots are pooled), else n <= m.
 
     Output shape:
         The input's.
 
     Raises:
-        ValueError: m below 1; an input of rank 1 or with an unknown dimension; more rows than slots.
+        ValueError: m below 1; another `feature_slots`; an input of rank 1 or with an unknown dimension; more rows than
+            slots.
     """
 
     def __init__(  # noqa: PLR0917 - the reference's flags may be given by position
@@ -125,6 +141,7 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
         feature_moving_mean: bool = False,
         feature_moving_var: bool = False,
         epsilon: float = 1e-3,
+        feature_slots: str = "keep",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -136,6 +153,7 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
         self.feature_moving_mean = bool(feature_moving_mean)
         self.feature_moving_var = bool(feature_moving_var)
         self.epsilon = float(epsilon)
+        self.feature_slots = feature_slots
         self.supports_masking = True
 
     @property
@@ -150,6 +168,17 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
         self.batch_moving_mean, self.batch_moving_var, self.feature_moving_mean, self.feature_moving_var = (
             source is Source.POPULATION for source in policy.sources.values()
         )
+
+    @property
+    def feature_slots(self) -> str:
+        """`keep` or `pool`. Setting it asks for a new trace of functions that were compiled before."""
+        return self._feature_slots
+
+    @feature_slots.setter
+    def feature_slots(self, feature_slots: str) -> None:
+        if feature_slots not in _FEATURE_SLOTS:
+            raise ValueError(f"Expected feature_slots to be 'keep' or 'pool'. Received: {feature_slots!r}")
+        self._feature_slots = feature_slots
 
     @property
     def branch_weights(self) -> tuple[float, float]:
@@ -213,7 +242,7 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
 
     def _infer(self, inputs: Any) -> Any:
         policy = self.policy
-        if policy.stored_by_slot and self.batch_size > 1:
+        if policy.stored_by_slot and self._meets_slots:
             inputs = require_slots(self.name, inputs, self.batch_size)
         x = ops.cast(inputs, self._statistics_dtype)
         statistics = _live_statistics(x)
@@ -221,9 +250,16 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
         return self._combine(x, statistics)
 
     def _stored(self, name: str, rows: Any) -> Any:
-        stored = ops.cast(self.population[name], self._statistics_dtype)
-        by_slot = name.startswith("feature") and self.batch_size > 1
-        return stored[:rows] if by_slot else stored
+        stored, by_slot = self.population[name], name.startswith("feature")
+        if by_slot and self.feature_slots == "pool":
+            stored = pooled_in_graph(stored, self.slot_steps)
+        stored = ops.cast(stored, self._statistics_dtype)
+        return stored[:rows] if by_slot and self._meets_slots else stored
+
+    @property
+    def _meets_slots(self) -> bool:
+        """Whether a row meets the statistics of its own slot, where they are stored."""
+        return self.feature_slots == "keep" and self.batch_size > 1
 
     def _combine(self, x: Any, statistics: Mapping[str, Any]) -> Any:
         gamma, beta = (ops.cast(weight, x.dtype) for weight in (self.gamma, self.beta))
@@ -256,6 +292,7 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
             "feature_moving_mean": self.feature_moving_mean,
             "feature_moving_var": self.feature_moving_var,
             "epsilon": self.epsilon,
+            "feature_slots": self.feature_slots,
         }
 
 

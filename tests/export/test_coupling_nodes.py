@@ -86,6 +86,46 @@ def test_a_marked_layer_couples_as_its_policy_says(policy: str, m: int, coupling
     assert found.path == (() if coupling is INDEPENDENT else ("x", "relu_r", "batchlayernormalization_a"))
 
 
+def feature_tables(mean: int, var: int) -> dict[str, np.ndarray]:
+    """Return the tables of a layer of rank 3 whose feature tables have so many slots."""
+    kept = {name: f32(4) for name in ("gamma", "beta")} | {name: f32(1, 3, 4) for name in ("bm", "bv")}
+    return {**kept, "fm": f32(mean, 3, 1), "fv": f32(var, 3, 1)}
+
+
+WITH_TABLES = "x gamma beta bm bv fm fv"
+
+
+@pytest.mark.parametrize(
+    ("policy", "slots", "coupling"),
+    [
+        ("PPPP", (1, 1), INDEPENDENT),
+        ("PPPM", (1, 1), INDEPENDENT),
+        ("MMPP", (1, 1), MINI_BATCH),
+        ("PPPP", (25, 25), POSITIONAL),
+        ("PPPP", (25, 1), POSITIONAL),
+        ("PPPP", (1, 25), POSITIONAL),
+    ],
+)
+def test_slots_are_pooled_where_the_tables_show_it(policy: str, slots: tuple[int, int], coupling: RowCoupling) -> None:
+    found = analyse(model_of([bln_node(policy, 25, WITH_TABLES)], tables=feature_tables(*slots)))
+    assert found.row_coupling is coupling
+    assert found.layer_rows == {"batchlayernormalization_a": 1}
+
+
+def test_a_pooled_table_that_anyone_may_send_with_the_rows_proves_nothing() -> None:
+    tables = feature_tables(1, 1)
+    del tables["fm"]
+    nodes = [bln_node("PPPP", 25, WITH_TABLES)]
+    assert coupling_of(*nodes, tables=tables, more_inputs={"fm": ("n", 3, 1)}) is MINI_BATCH
+
+
+def test_a_pooled_table_that_comes_from_the_rows_couples_them() -> None:
+    tables = feature_tables(1, 1)
+    del tables["fm"]
+    mean = node("ReduceMean", "x axes", "fm", keepdims=1)
+    assert coupling_of(mean, bln_node("PPPP", 25, WITH_TABLES), tables=tables | {"axes": int64(0, 2)}) is MINI_BATCH
+
+
 def test_the_strongest_of_several_outputs_decides_and_the_first_cause_is_named() -> None:
     nodes = [bln_node("PPPP", 4, "x", "b"), node("Tanh", "b", "t"), bln_node("MMMM", 4, "t", "c", "bln2")]
     model = model_of([*nodes, bln_node("MMMM", 4, "c", "a", "bln3")])

@@ -48,6 +48,17 @@ def test_lowered_equals_the_oracle(policy: str, rank: int, m: int) -> None:
         assert off_by(run(lowered, x), layer.answer(x)) <= RTOL, rows
 
 
+@pytest.mark.parametrize("m", [2, 25])
+@pytest.mark.parametrize("rank", SHAPES)
+@pytest.mark.parametrize("policy", BY_SLOT)
+def test_pooled_tables_serve_any_number_of_rows(policy: str, rank: int, m: int) -> None:
+    layer = MarkedLayer(SHAPES[rank], m, policy, pooled=True)
+    lowered = decompose(layer.model())
+    for rows in (1, m - 1, m, m + 1, 3 * m):
+        x = some_rows(rows, layer)
+        assert off_by(run(lowered, x), layer.answer(x)) <= RTOL, rows
+
+
 @pytest.mark.parametrize("wrong", ["gamma", "beta", "batch_mean", "batch_var", "feature_mean", "feature_var"])
 def test_a_table_that_is_one_percent_off_is_beyond_the_tolerance(wrong: str) -> None:
     layer = MarkedLayer((5, 4), 4, "PPPP")
@@ -71,6 +82,18 @@ def test_mini_batches_side_by_side_are_each_what_they_are_alone(policy: str, ran
         for part, answer in zip(parts, np.split(together, count), strict=True):
             assert off_by(answer, layer.answer(part)) <= RTOL, (count, rows)
             assert off_by(answer, session.run({"x": part})["y"]) <= RTOL, (count, rows)
+
+
+@pytest.mark.parametrize("policy", BY_SLOT)
+def test_pooled_tables_beside_mini_batches_side_by_side(policy: str) -> None:
+    layer = MarkedLayer((3, 4, 6), 5, policy, pooled=True)
+    lowered = decompose(layer.model())
+    takes_several = MINI_BATCHES in {value.name for value in lowered.graph.input}
+    assert takes_several == bool(StatisticsPolicy.from_code(policy).live_over_rows)
+    for count, rows in itertools.product((2, 3), (2, 5, 8)):
+        parts = [some_rows(rows, layer, seed) for seed in range(count)]
+        together = run(lowered, np.concatenate(parts), count if takes_several else None)
+        assert off_by(together, np.concatenate([layer.answer(part) for part in parts])) <= RTOL, (count, rows)
 
 
 @pytest.mark.parametrize("policy", COUPLED)
@@ -123,7 +146,10 @@ def test_more_rows_than_slots_never_get_an_answer(policy: str, count: int) -> No
         run(decompose(layer.model()), some_rows(4 * count, layer), count)
 
 
-@pytest.mark.parametrize("axes", [axes for rank in (2, 3, 4) for axes in itertools.permutations(range(rank))])
+PERMUTED = [axes for rank in (2, 3, 4) for axes in itertools.permutations(range(rank))]
+
+
+@pytest.mark.parametrize("axes", PERMUTED)
 @pytest.mark.parametrize("policy", CODES)
 def test_axes_in_other_places(policy: str, axes: tuple[int, ...]) -> None:
     layer = MarkedLayer(SHAPES[len(axes)], 4, policy, axes=axes)
@@ -134,6 +160,14 @@ def test_axes_in_other_places(policy: str, axes: tuple[int, ...]) -> None:
         assert off_by(run(lowered, np.concatenate(parts), 2), expected) <= RTOL
     else:
         assert off_by(run(lowered, np.concatenate(parts)), expected) <= RTOL
+
+
+@pytest.mark.parametrize("axes", PERMUTED)
+@pytest.mark.parametrize("policy", ["PPPP", "PPPM", "PPMP", "MMPP"])
+def test_pooled_tables_with_axes_in_other_places(policy: str, axes: tuple[int, ...]) -> None:
+    layer = MarkedLayer(SHAPES[len(axes)], 4, policy, axes=axes, pooled=True)
+    x = some_rows(7, layer)
+    assert off_by(run(decompose(layer.model()), x), layer.answer(x)) <= RTOL
 
 
 def folded(layer: MarkedLayer, steps: int) -> onnx.ModelProto:
@@ -263,8 +297,11 @@ def test_beta_is_added_once_and_by_layer_normalization_where_nothing_else_is_to_
     assert np.abs(difference - 10).max() <= 1e-5
 
 
-def test_all_stored_is_one_multiplication_and_one_addition() -> None:
-    assert op_types(decompose(MarkedLayer((6,), 1, "PPPP").model())) == ["Mul", "Add"]
+@pytest.mark.parametrize(
+    "layer", [MarkedLayer((6,), 1, "PPPP"), MarkedLayer((6,), 25, "PPPP", pooled=True)], ids=["m1", "pooled"]
+)
+def test_all_stored_with_one_slot_is_one_multiplication_and_one_addition(layer: MarkedLayer) -> None:
+    assert op_types(decompose(layer.model())) == ["Mul", "Add"]
 
 
 def chain(policy: str, axes: tuple[int, ...] | None = None) -> onnx.ModelProto:

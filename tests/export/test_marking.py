@@ -83,6 +83,27 @@ def test_a_marked_node_carries_its_layers_tables_and_facts() -> None:
     assert (facts["epsilon"], facts["w_b"], facts["w_f"]) == ("0.001", repr(1 - (1 / 2 + 1e-4)), repr(1 / 2 - 1e-4))
 
 
+@pytest.mark.parametrize("policy", ["PPPP", "PPMM"])
+def test_a_pooled_layers_feature_tables_have_one_row_and_nothing_else_is_another(policy: str) -> None:
+    model = with_random_statistics(sequential())
+    layer = model.get_layer("b")
+    layer.policy = StatisticsPolicy.from_code(policy)
+    layer.slot_steps.assign([3.0, 1.0])
+    nodes = {}
+    for layer.feature_slots in ("keep", "pool"):
+        marked = marking.to_marked_onnx(saved_model.describe(model), freezing.freeze(model, None)).model
+        (node,) = (each for each in marked_nodes(marked) if attributes_of(each)["layer"] == "b")
+        stored = {item.name: numpy_helper.to_array(item) for item in marked.graph.initializer}
+        nodes[layer.feature_slots] = attributes_of(node), [stored[name] for name in node.input[1:]]
+    (kept_facts, kept), (facts, pooled) = nodes.values()
+    assert facts == kept_facts
+    for name, by_slot, one in zip(TABLES, kept, pooled, strict=True):
+        feature = name.startswith("feature")
+        expected = (by_slot[:1] * 3 + by_slot[1:]) / 4 if feature else by_slot
+        # float64, in another order of operations
+        np.testing.assert_allclose(one, expected, rtol=1e-15, atol=0, strict=True)
+
+
 def assert_tables(marked: onnx.ModelProto, name: str, layer: BatchLayerNormalization) -> None:
     node = next(node for node in marked_nodes(marked) if attributes_of(node)["layer"] == name)
     stored = {item.name: numpy_helper.to_array(item) for item in marked.graph.initializer}

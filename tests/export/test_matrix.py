@@ -69,6 +69,21 @@ def test_every_policy_and_m_at_three_ranks(policy: str, m: int) -> None:
     check_against_keras(model, coupling, sorted({fewest, m}), rtol)
 
 
+@pytest.mark.parametrize("m", [2, 25])
+@pytest.mark.parametrize("policy", ["PPPP", "PPPM", "PPMP", "MMPP", "PMPM"])
+def test_pooled_slots_at_three_ranks(policy: str, m: int) -> None:
+    keras_model = different((policy, m), (policy, m), (policy, m))
+    for layer in bln_layers(keras_model):
+        layer.slot_steps.assign([9.0, *[4.0] * (m - 2), 1.0])
+        layer.feature_slots = "pool"
+    model, live = converted(keras_model), "M" in policy[:2]
+    assert model.found.coupling.row_coupling is (RowCoupling.MINI_BATCH if live else RowCoupling.INDEPENDENT)
+    assert model.takes(MINI_BATCHES) is live
+    assert [(layer.pooled, layer.slots) for layer in model.found.layers] == [(True, None)] * 3
+    rtol = RTOL_LIVE_VARIANCE if policy[1] == "M" else RTOL
+    check_against_keras(model, model.found.coupling.row_coupling, [2 if live else 1, m, m + 3], rtol)
+
+
 @pytest.mark.parametrize(
     ("each", "sizes"),
     [

@@ -285,6 +285,20 @@ def test_with_stored_feature_statistics_the_first_rows_may_come_without_the_othe
     assert_same(answer(layer, x[:rows]), answer(layer, x)[:rows])
 
 
+@law
+@given(generators, shapes, sizes, st.integers(1, 9), st.sampled_from(["PPPP", "PPPM", "PPMP"]))
+def test_with_pooled_slots_a_row_alone_or_in_any_place_gives_its_answer_in_company(
+    generator, shape, m, rows, policy
+) -> None:
+    x = draw(generator, shape, rows)
+    layer = layer_for(x, policy, m=m, plain=False)
+    layer.feature_slots = "pool"
+    together, order = answer(layer, x), generator.permutation(rows)
+    assert_same(answer(layer, x[order]), together[order])
+    for row in range(rows):
+        assert_same(answer(layer, x[row : row + 1]), together[row : row + 1])
+
+
 @pytest.mark.parametrize("policy", [policy.code for policy in ALL_POLICIES if policy.code != "PPMM"])
 def test_under_every_other_policy_some_row_alone_gives_another_answer(policy: str) -> None:
     x = np.random.default_rng(7).normal(size=(5, 4))

@@ -19,9 +19,9 @@ OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
 RTOL = 2e-6
 
 
-def random_tables(shape: Sequence[int], m: int, seed: int) -> dict[str, np.ndarray]:
+def random_tables(shape: Sequence[int], slots: int, seed: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
-    by_slot = (m, *shape[:-1], 1)
+    by_slot = (slots, *shape[:-1], 1)
     return {
         "gamma": generator.uniform(0.5, 1.5, shape[-1:]),
         "beta": generator.normal(0, 0.3, shape[-1:]),
@@ -40,6 +40,7 @@ class MarkedLayer:
         shape: of one of its rows.
         axes: where in the node's x the axes of the layer's own input lie; rows first, features last unless given.
         changed: tables that are not to be random.
+        pooled: whether its feature tables have one row for every slot.
     """
 
     shape: tuple[int, ...]
@@ -50,10 +51,12 @@ class MarkedLayer:
     rows_per_row: int = 1
     name: str = "bln"
     changed: dict[str, np.ndarray] = field(default_factory=dict)
+    pooled: bool = False
 
     @property
     def tables(self) -> dict[str, np.ndarray]:
-        return random_tables(self.shape, self.m, seed=len(self.shape) * 100 + self.m) | self.changed
+        slots = 1 if self.pooled else self.m
+        return random_tables(self.shape, slots, seed=len(self.shape) * 100 + self.m) | self.changed
 
     def node(self, x: str = "x", y: str = "y") -> onnx.NodeProto:
         w_b, w_f = reference.branch_weights(self.m)

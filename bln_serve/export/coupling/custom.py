@@ -8,7 +8,7 @@ from bln_serve.export.coupling import elementwise, networks, products, quantizat
 from bln_serve.export.coupling.calls import Answer, NodeCall, Rules, aligned
 from bln_serve.export.coupling.sizes import ONE, Size, product
 from bln_serve.export.coupling.states import Dependence, UnprovedError
-from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, EMBEDDING, RECURRENT
+from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, EMBEDDING, RECURRENT, TABLES
 from bln_serve.statistics import LayerStatistics, RowCoupling
 
 _DEPENDENCE = {
@@ -19,9 +19,11 @@ _DEPENDENCE = {
 
 
 def layer_of(call: NodeCall) -> LayerStatistics:
-    """Return what a marked node says of its layer."""
+    """Return what a marked node says of its layer; that its slots are pooled, its feature tables alone can show."""
     name = call.attributes.get("layer") or call.node.name
-    return LayerStatistics(str(name), str(call.attributes["policy"]), int(call.attributes["m"]))
+    tables = [call.given(1 + TABLES.index(statistic)) for statistic in ("feature_mean", "feature_var")]
+    pooled = all(table is not None and table.sizes[0] == ONE for table in tables)
+    return LayerStatistics(str(name), str(call.attributes["policy"]), int(call.attributes["m"]), pooled=pooled)
 
 
 def _batch_layer_normalization(call: NodeCall) -> Sequence[Answer]:
