@@ -1,7 +1,7 @@
 # Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-export test-serve test-wheel test-clients test-docker test-reproduction lint bench bench-peers train lock clean
+.PHONY: help demo serve test test-export test-serve test-wheel test-clients test-docker test-reproduction reproduce lint bench bench-peers train lock clean
 
 VENV := .venv/.installed
 SERVE_VENV := .venv-serve/.installed
@@ -39,6 +39,9 @@ test-docker: $(VENV)  ## build and run the images in a Docker engine; as root on
 
 test-reproduction: $(VENV)  ## train both shipped models again and compare (2 minutes)
 	.venv/bin/python -m pytest tests/reproduction -m reproduction
+
+reproduce: $(VENV)  ## train what the paper's tables are compared with; can be interrupted and resumed (hours)
+	.venv/bin/python tests/reproduction/runs.py
 
 lint: $(VENV)  ## formatting, style, types, who may import whom, and docker's files
 	.venv/bin/ruff format --check
@@ -79,7 +82,7 @@ lock: $(VENV)  ## pin the dependencies anew
 	done
 
 clean:  ## remove what the targets made
-	rm -rf .bench-peers .docker-engine .venv .venv-serve .venv-clients dist models/*/ .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .bench-peers .reproduction .docker-engine .venv .venv-serve .venv-clients dist models/*/ .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV): requirements-dev.txt pyproject.toml
 $(SERVE_VENV): requirements-test.txt pyproject.toml

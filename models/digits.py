@@ -41,6 +41,12 @@ def load() -> Digits:
     return Digits(x_train, y_train, x_test, y_test)
 
 
+def held_out() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the held-out images and labels, for `bln-export MODEL --select models.digits:held_out`."""
+    with np.load(SAMPLES, allow_pickle=False) as samples:
+        return samples["images"].astype(np.float32), samples["labels"].astype(np.int64)
+
+
 def train(model: keras.Model, epochs: int, learning_rate: float, callbacks: list[Any]) -> float:
     """Train a model on the digits, with a progress bar, and return its accuracy on the held-out images."""
     from tqdm.keras import TqdmCallback
