@@ -24,6 +24,23 @@ MINI_BATCHES = "mini_batches"
 
 
 @dataclass(frozen=True)
+class StoredStatistics:
+    """Where an export's stored statistics come from, if not from the model's training.
+
+    Attributes:
+        origin: "calibrated" (estimated anew from these rows) or "reference batch" (the own statistics of a mini-batch).
+        source: the data's file, without its folder, or the function that returned it.
+        sha256: of that file, or of the arrays.
+        rows: how many there were.
+    """
+
+    origin: str
+    source: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One exported version of a model.
 
@@ -50,6 +67,7 @@ class Manifest:
         sensitivity: how far Keras's own answers move when each weight moves by one unit in its last place, relative to
             the largest answer; the largest over the samples. No other engine can be nearer than about this.
         notes: what else there is to know of the export, a sentence each.
+        stored_statistics: the data that what is stored was taken from; None for the model's training.
     """
 
     format_version: int
@@ -72,6 +90,7 @@ class Manifest:
     several_mini_batches: bool = False
     sensitivity: float | None = None
     notes: tuple[str, ...] = ()
+    stored_statistics: StoredStatistics | None = None
 
     @cached_property
     def statistics(self) -> str | None:

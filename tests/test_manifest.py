@@ -11,7 +11,7 @@ from support.artifacts import NAMES
 from support.laws import law
 
 from bln_serve.errors import ArtifactError
-from bln_serve.manifest import FILE_NAME, FORMAT_VERSION, Manifest, read_manifest, row_facts
+from bln_serve.manifest import FILE_NAME, FORMAT_VERSION, Manifest, StoredStatistics, read_manifest, row_facts
 from bln_serve.signature import ModelSignature, TensorSpec
 from bln_serve.statistics import ALL_POLICIES, LayerStatistics, RowCoupling
 from bln_serve.verification import Check, Tolerance
@@ -36,7 +36,9 @@ LAYERS = st.builds(
     policy=st.sampled_from([policy.code for policy in ALL_POLICIES]),
     m=COUNTS,
     rows_per_row=st.integers(1, 9),
+    pooled=st.booleans(),
 )
+STORED = st.builds(StoredStatistics, origin=WORDS, source=WORDS, sha256=WORDS, rows=COUNTS)
 CHECKS = st.builds(Check, name=WORDS, difference=FINITE, limit=FINITE, largest=FINITE, worst=WORDS)
 
 
@@ -68,6 +70,7 @@ MANIFESTS = st.builds(
     row_coupling_path=tuples_of(WORDS),
     several_mini_batches=st.booleans(),
     sensitivity=st.none() | FINITE,
+    stored_statistics=st.none() | STORED,
     notes=tuples_of(WORDS),
 )
 
@@ -123,7 +126,13 @@ def test_another_format_version_is_refused_before_anything_else_is_read() -> Non
         Manifest.from_json(b'{"format_version": 2, "name": ["a form that this reader does not know"]}')
 
 
-ADDED = {"row_coupling_path": (), "several_mini_batches": False, "sensitivity": None, "notes": ()}
+ADDED = {
+    "row_coupling_path": (),
+    "several_mini_batches": False,
+    "sensitivity": None,
+    "notes": (),
+    "stored_statistics": None,
+}
 """Fields that the first manifests of format version 1 do not have, with what their absence means."""
 
 

@@ -19,6 +19,11 @@ from bln_serve.repository import versions_in
 from bln_serve.statistics import RowCoupling
 from bln_serve.verification import Tolerance
 
+_PASSED_ON = (
+    *("architecture", "name", "statistics", "calibrate", "reference_batch", "feature_slots"),
+    *("select", "loss", "metrics", "coupling", "save_model", "mini_batch_rows", "force"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
@@ -54,6 +59,46 @@ def _parser() -> argparse.ArgumentParser:
         help="where statistics come from at inference: four letters P (stored) or M (live) for batch mean, batch "
         "variance, feature mean, feature variance, such as PPMM; 'population' or 'mini-batch' for all four; or "
         "batch_mean=population,... (default: the flags in the model)",
+    )
+    data = "DATA.npz|MODULE:FUNCTION"
+    parser.add_argument(
+        "--calibrate",
+        metavar=data,
+        help="estimate the stored statistics anew, with the final weights, from these rows: x in an .npz file, an .npy "
+        "file, or a function of yours that returns arrays or a tf.data.Dataset",
+    )
+    parser.add_argument(
+        "--reference-batch",
+        metavar=data,
+        help="freeze live batch statistics at the values of this one mini-batch, so that other rows no longer matter",
+    )
+    parser.add_argument(
+        "--feature-slots",
+        choices=["keep", "pool"],
+        help="keep the feature statistics that are stored for each place in a mini-batch, or pool them to one for "
+        "every row (default: as the model says)",
+    )
+    parser.add_argument(
+        "--select",
+        metavar=data,
+        help="instead of --statistics: evaluate the 16 policies on these validation rows, x and y, and export the best",
+    )
+    parser.add_argument("--loss", help="a Keras loss to select by (default: the one the model was compiled with)")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        dest="metrics",
+        help="a Keras metric to show beside it; may be repeated (default: those the model was compiled with)",
+    )
+    parser.add_argument(
+        "--coupling",
+        choices=["independent", "positional", "any"],
+        default="any",
+        help="select only policies whose rows are coupled no more strongly (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save-model", metavar="FILE.keras", help="also write the Keras model as it was exported, to train on"
     )
     parser.add_argument(
         "--mini-batch-rows", type=int, metavar="R", help="rows of a mini-batch where a request names none (default: m)"
@@ -92,26 +137,28 @@ def _export_and_report(arguments: argparse.Namespace) -> int:
         raise UsageError(f"Expected --version with a model repository. Received: -o {arguments.out}, a single file.")
     labels = _labels(Path(arguments.labels)) if arguments.labels else None
     before = versions_in(Path(arguments.out) / (arguments.name or Path(arguments.model).stem))
+    selections: list[Any] = []
     with _Stages() as stages:
         stages.begin("importing TensorFlow")
         with _command.quiet_import():
             from bln_serve.export.pipeline import (  # noqa: PLC0415 - takes seconds, and --help should not
                 DEFAULT_OPSET,
+                ExportOptions,
                 export,
                 export_onnx,
             )
+            from bln_serve.export.selection.report import table  # noqa: PLC0415
 
-        options = {
-            "architecture": arguments.architecture,
-            "name": arguments.name,
-            "statistics": arguments.statistics,
-            "mini_batch_rows": arguments.mini_batch_rows,
+        options: ExportOptions = {
             "opset": DEFAULT_OPSET if arguments.opset is None else arguments.opset,
             "tolerance": Tolerance(rtol=arguments.tolerance),
             "labels": labels,
-            "force": arguments.force,
             "on_stage": stages.begin,
+            "on_progress": stages.advance,
+            "on_selection": selections.append,
         }
+        for name in _PASSED_ON:
+            options[name] = getattr(arguments, name)  # type: ignore[literal-required]
         if as_file:
             existed = Path(arguments.out).exists()
             manifest = export_onnx(arguments.model, arguments.out, **options)
@@ -121,7 +168,14 @@ def _export_and_report(arguments: argparse.Namespace) -> int:
             manifest = artifact.manifest
             title = f"{manifest.name} version {manifest.version}"
             written = _Written(str(artifact.path), title, manifest.version in before)
-    print(manifest.to_json().decode() if arguments.json else _report(manifest, written, stages), end="")
+    if arguments.json:
+        print(manifest.to_json().decode(), end="")
+        return 0
+    for selection in selections:
+        print(table(selection), end="\n\n")
+    if arguments.save_model:
+        print(f"wrote {arguments.save_model}")
+    print(_report(manifest, written, stages), end="")
     return 0
 
 
@@ -143,31 +197,47 @@ class _Stages:
 
     def __init__(self) -> None:
         self._began: list[tuple[str, float]] = []
-        self._status: Any = None
+        self._bar: Any = None
 
     def __enter__(self) -> "_Stages":
         if sys.stderr.isatty():
-            from rich.console import Console  # noqa: PLC0415 - comes with Keras, and only a terminal needs it
-
-            self._status = Console(stderr=True).status("starting")
-            self._status.start()
+            self._bar = _bar()
+            self._bar.start()
         return self
 
     def begin(self, stage: str) -> None:
         """Note that a stage begins."""
         self._began.append((stage, time.monotonic()))
-        if self._status:
-            self._status.update(stage)
+        if self._bar:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._bar.add_task(stage, total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        """Note how many of how many steps of the stage are done."""
+        if self._bar:
+            self._bar.update(self._bar.task_ids[-1], completed=done, total=total)
 
     def __exit__(self, *_: object) -> None:
         self._began.append(("", time.monotonic()))
-        if self._status:
-            self._status.stop()
+        if self._bar:
+            self._bar.stop()
 
     def summary(self) -> str:
         """Return the seconds of all and of each stage."""
         each = [f"{stage} {end - at:.1f}" for (stage, at), (_, end) in pairwise(self._began)]
         return f"took {self._began[-1][1] - self._began[0][1]:.1f} s: {', '.join(each)}"
+
+
+def _bar() -> Any:
+    """Return a progress bar with the time left, of a stage that knows its steps, which goes when it is done."""
+    from rich import progress  # noqa: PLC0415 - comes with Keras, and only a terminal needs it
+    from rich.console import Console  # noqa: PLC0415
+
+    columns = progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.BarColumn()
+    return progress.Progress(
+        *columns, progress.TimeRemainingColumn(compact=True), console=Console(stderr=True), transient=True
+    )
 
 
 @dataclass(frozen=True)
@@ -209,7 +279,10 @@ def what_may_be_sent(manifest: Manifest) -> str:
     limit = f" and at most {rule.max_rows}" if rule.max_rows else ""
     words = [f"Rows are taken in mini-batches of {rule.default_rows}; each needs at least {rule.min_rows}{limit}."]
     if rule.min_rows > 1 and any(layer.row_coupling is RowCoupling.MINI_BATCH for layer in manifest.layers):
-        words.append(f"To serve single rows: --statistics {_single_rows(manifest)}.")
+        words.append(
+            f"To serve single rows: --statistics {_single_rows(manifest)} or --reference-batch DATA; --select DATA "
+            "says what that costs."
+        )
     if manifest.row_coupling is RowCoupling.POSITIONAL:
         words.append("A row's answer depends on its place in its mini-batch.")
     return " ".join(words)

@@ -9,6 +9,13 @@ The stages, in order, each importing earlier ones only:
                 saved_model        the signature, and the SavedModel as TensorFlow Serving reads it
                 typical_ranges     where the values of an input are expected to lie
                 freezing           the policy of each BLN layer, and whether its stored statistics are usable
+    choosing    data               rows from outside
+                estimates          what a layer has stored, as arrays
+                observing          what goes into each BLN layer while a model answers
+                calibration        stored statistics estimated anew
+                reference_batch    live statistics frozen at a mini-batch's own
+                selection          the search of a policy on validation data
+                choosing           which of them, as a caller orders
     marking     calls, marks       a model run layer by layer, and a layer's call as one operation of the graph
                 recurrent_layers   recurrent layers as custom ops; recurrent_cells packs their weights
                 marking            every BLN layer as one custom op

@@ -26,7 +26,7 @@ def run(model: Any, inputs: Any, stand_in: StandIn) -> Any:
     Returns:
         The outputs, in the model's own structure.
     """
-    graph = _graph_of(model)
+    graph = graph_of(model)
     if graph is None:
         return model(inputs, training=False)
     # Keras's own way through the graph: the order, the arguments and shared layers are its business.
@@ -36,7 +36,8 @@ def run(model: Any, inputs: Any, stand_in: StandIn) -> Any:
     return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
 
 
-def _graph_of(model: Any) -> Any:
+def graph_of(model: Any) -> Any:
+    """Return the functional model that a functional or Sequential one is, or None for another."""
     # A subclass may have a call of its own.
     if type(model).call is keras.Sequential.call:
         return model._functional
@@ -54,7 +55,7 @@ class _Call:
         operation = self._operation
         # Called with a mask of its own, or by keyword, a nested model computes as it is.
         by_inputs = len(args) == 1 and all(value is None for name, value in kwargs.items() if name != "training")
-        if by_inputs and isinstance(operation, keras.Model) and _graph_of(operation) is not None:
+        if by_inputs and isinstance(operation, keras.Model) and graph_of(operation) is not None:
             return run(operation, args[0], self._stand_in)
         if isinstance(operation, keras.Layer):
             answer = self._stand_in(operation, args, kwargs)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
 
 import numpy as np
 
 from bln_serve.errors import UnsupportedModelError, UnusableStatisticsError, UsageError
+from bln_serve.export import estimates
+from bln_serve.export.estimates import Estimates
 from bln_serve.layers import BatchLayerNormalization, bln_layers
 from bln_serve.statistics import LayerStatistics, StatisticsPolicy, in_words
 
@@ -21,30 +23,42 @@ class FrozenLayer:
         layer: the Keras layer; it is not changed.
         policy: from the command line, or the layer's own flags.
         name: the layer's; numbered where layers of different nested models have the same.
+        stored: what takes the place of the layer's own estimates, or None to keep them.
+        pooled: whether the feature statistics stored by slot are averaged to one for every row.
     """
 
     layer: BatchLayerNormalization
     policy: StatisticsPolicy
     name: str
+    stored: Estimates | None = None
+    pooled: bool = False
 
     @property
     def statistics(self) -> LayerStatistics:
         """What the layer contributes to the model's row coupling."""
-        return LayerStatistics(self.name, self.policy.code, self.layer.batch_size)
+        return LayerStatistics(self.name, self.policy.code, self.layer.batch_size, pooled=self.pooled)
 
 
-def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
-    """Choose the policy of every BLN layer of a model.
+def freeze(model: Any, statistics: str | None, feature_slots: str | None = None) -> tuple[FrozenLayer, ...]:
+    """Choose the policy of every BLN layer of a model, and see that what it stores can be used.
 
     Args:
         model: a built Keras model.
         statistics: as `StatisticsPolicy.parse` reads it, for every layer; None for each layer's own flags.
+        feature_slots: "keep" or "pool" the feature statistics stored by slot; None for what each layer says.
 
     Raises:
         UsageError: `statistics` cannot be read, or is given for a model without BLN layers.
         UnsupportedModelError: a layer is not built.
         UnusableStatisticsError: a layer has no usable estimate of a statistic that its policy stores.
     """
+    frozen = with_policies(model, statistics, feature_slots)
+    require_usable(frozen)
+    return frozen
+
+
+def with_policies(model: Any, statistics: str | None, feature_slots: str | None = None) -> tuple[FrozenLayer, ...]:
+    """Choose the policy of every BLN layer of a model, as `freeze`, whether what it stores can be used or not."""
     layers = bln_layers(model)
     if statistics is not None and not layers:
         raise UsageError(
@@ -56,26 +70,42 @@ def freeze(model: Any, statistics: str | None) -> tuple[FrozenLayer, ...]:
                 f"Expected every layer to be built. Received: {layer.name!r}, which has no weights yet. Call the model "
                 "on data once, or take the layer out."
             )
-    frozen = tuple(
+    return tuple(
         FrozenLayer(
-            layer, StatisticsPolicy.parse(statistics, layer.policy) if statistics is not None else layer.policy, name
+            layer,
+            StatisticsPolicy.parse(statistics, layer.policy) if statistics is not None else layer.policy,
+            name,
+            pooled=(feature_slots or layer.feature_slots) == "pool",
         )
         for layer, name in zip(layers, _names(layers), strict=True)
     )
-    problems = [
-        f"  {item.name}: {problem}"
-        for item in frozen
-        for name in item.policy.stored
-        if (problem := unusable(item.layer, name))
-    ]
+
+
+def require_usable(frozen: Sequence[FrozenLayer]) -> None:
+    """See that each layer can use what its policy stores.
+
+    Raises:
+        UnusableStatisticsError: one cannot; the message has a line for each such statistic.
+    """
+    problems = [f"  {name}: {problem}" for name, problem in problems_of(frozen)]
     if problems:
-        more = "Train the model further, or take" if any(layer.batch_size > 1 for layer in layers) else "Take"
+        more = "Train the model further, estimate" if any(item.layer.batch_size > 1 for item in frozen) else "Estimate"
         raise UnusableStatisticsError(
             "Expected usable stored statistics where the policy asks for them. Received:\n"
             + "\n".join(problems)
-            + f"\n{more} the statistics from the rows at hand: --statistics mini-batch."
+            + f"\n{more} them from data, --calibrate DATA.npz, or take the statistics from the rows at hand: "
+            "--statistics mini-batch."
         )
-    return frozen
+
+
+def problems_of(frozen: Sequence[FrozenLayer]) -> list[tuple[str, str]]:
+    """Return why layers cannot use what their policies store, by the layer's name, a statistic each."""
+    return [
+        (item.name, problem)
+        for item in frozen
+        for statistic in item.policy.stored
+        if (problem := unusable(item.layer, statistic, item.stored, pooled=item.pooled))
+    ]
 
 
 def _names(layers: Sequence[BatchLayerNormalization]) -> list[str]:
@@ -86,23 +116,35 @@ def _names(layers: Sequence[BatchLayerNormalization]) -> list[str]:
     return names
 
 
-def unusable(layer: BatchLayerNormalization, statistic: str) -> str | None:
-    """Return why a stored statistic cannot be used, or None if it can."""
+def unusable(
+    layer: BatchLayerNormalization, statistic: str, stored: Estimates | None = None, *, pooled: bool = False
+) -> str | None:
+    """Return why a stored statistic cannot be used, or None if it can.
+
+    Args:
+        layer: the layer.
+        statistic: one of the four.
+        stored: what takes the place of the layer's own estimates.
+        pooled: whether its slots are averaged: then those that were never updated weigh nothing.
+    """
+    stored = stored or estimates.read(layer)
     words = in_words(statistic)
-    if not np.isfinite(layer.population[statistic].numpy()).all():
+    steps = steps_of(stored, statistic)
+    values = stored[f"population_{statistic}"]
+    if pooled and steps.ndim and np.any(steps > 0):
+        values = values[steps > 0]
+    if not np.isfinite(values).all():
         return f"the stored {words} holds NaN or infinity"
-    if statistic.endswith("var") and layer.batch_size == 1:
+    if statistic.endswith("var") and layer.batch_size == 1 and not stored["variance_steps"]:
         return f"a {words} cannot be estimated at m = 1"
-    steps = steps_of(layer, statistic)
-    if not np.all(steps > 0):
+    if not (np.any(steps > 0) if pooled else np.all(steps > 0)):
         return f"the stored {words} was never updated" + _empty_slots(steps)
     return None
 
 
-def steps_of(layer: BatchLayerNormalization, statistic: str) -> np.ndarray[Any, Any]:
+def steps_of(stored: Estimates, statistic: str) -> np.ndarray[Any, Any]:
     """Return how many training steps a stored statistic rests on: one number, or one for each slot."""
-    counts = {"batch_mean": layer.mean_steps, "batch_var": layer.variance_steps}
-    return np.asarray(counts.get(statistic, layer.slot_steps).numpy())
+    return stored[{"batch_mean": "mean_steps", "batch_var": "variance_steps"}.get(statistic, "slot_steps")]
 
 
 def _empty_slots(steps: np.ndarray[Any, Any]) -> str:
@@ -114,17 +156,28 @@ def _empty_slots(steps: np.ndarray[Any, Any]) -> str:
 
 @contextmanager
 def applied(model: Any, frozen: Sequence[FrozenLayer]) -> Iterator[None]:
-    """Give each layer its policy inside the `with` block, and what it had before afterwards."""
-    before = [item.layer.policy for item in frozen]
+    """Give each layer its policy and estimates inside the `with` block, and what it had before afterwards."""
+    before = [
+        replace(
+            item,
+            policy=item.layer.policy,
+            stored=estimates.read(item.layer),
+            pooled=item.layer.feature_slots == "pool",
+        )
+        for item in frozen
+    ]
     try:
-        _assign(model, [(item.layer, item.policy) for item in frozen])
+        _assign(model, frozen)
         yield
     finally:
-        _assign(model, [(item.layer, policy) for item, policy in zip(frozen, before, strict=True)])
+        _assign(model, before)
 
 
-def _assign(model: Any, policies: Sequence[tuple[BatchLayerNormalization, StatisticsPolicy]]) -> None:
-    for layer, policy in policies:
-        layer.policy = policy
+def _assign(model: Any, frozen: Sequence[FrozenLayer]) -> None:
+    for item in frozen:
+        item.layer.policy = item.policy
+        item.layer.feature_slots = "pool" if item.pooled else "keep"
+        if item.stored is not None:
+            estimates.write(item.layer, item.stored)
     # Keras keeps its traced predict function, which has the policy of its first call built in.
     model.predict_function = None

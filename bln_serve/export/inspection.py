@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bln_serve.export import loading
+from bln_serve.export import estimates, loading
 from bln_serve.export.freezing import steps_of, unusable
 from bln_serve.layers import BatchLayerNormalization, bln_layers
 from bln_serve.statistics import STATISTICS, LayerStatistics, RowCoupling, strongest
@@ -70,9 +70,11 @@ def inspect(path: Path) -> ModelState:
 
 
 def _describe(layer: BatchLayerNormalization) -> LayerState:
+    stored, pooled = estimates.read(layer), layer.feature_slots == "pool"
     states = []
     for statistic in STATISTICS:
-        steps = np.atleast_1d(steps_of(layer, statistic))
+        steps = np.atleast_1d(steps_of(stored, statistic))
+        problem = unusable(layer, statistic, stored, pooled=pooled)
         source = layer.policy.sources[statistic]
-        states.append(StatisticState(statistic, source, unusable(layer, statistic), int(steps.min()), int(steps.max())))
-    return LayerState(LayerStatistics(layer.name, layer.policy.code, layer.batch_size), tuple(states))
+        states.append(StatisticState(statistic, source, problem, int(steps.min()), int(steps.max())))
+    return LayerState(LayerStatistics(layer.name, layer.policy.code, layer.batch_size, pooled=pooled), tuple(states))

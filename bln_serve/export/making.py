@@ -1,10 +1,11 @@
 """Everything that an export writes, made and verified in one folder.
 
-load -> freeze -> convert -> SavedModel -> verify -> samples, manifest
+load -> choose -> freeze -> convert -> SavedModel -> verify -> samples, manifest
 """
 
 import importlib.metadata
 import platform
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,8 +29,11 @@ from bln_serve.export import (
     saved_model,
     typical_ranges,
 )
+from bln_serve.export.choosing import Chooser, Wish
 from bln_serve.export.conversion import Conversion
 from bln_serve.export.request_rows import RequestRows
+from bln_serve.export.selection import plot, report, scoring
+from bln_serve.export.selection.record import Selection
 from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import Manifest, read_manifest
 from bln_serve.runtime import OnnxSession
@@ -37,7 +41,10 @@ from bln_serve.verification import Tolerance, VerificationReport
 
 _TOOLS = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
+SELECTION_JSON, SELECTION_PNG = "selection.json", "selection.png"
+
 OnStage = Callable[[str], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,15 @@ class Order:
         architecture: as given.
         name: of the model.
         version: of the artifact.
-        statistics: as given.
+        wish: how the statistics are to be chosen.
         mini_batch_rows: as given.
         opset: as given.
         tolerance: of the verification.
         labels: of the output, or None.
         on_stage: is told what begins.
+        on_progress: is told how many of how many steps of what began are done.
+        on_selection: is told how the candidates of a selection rank.
+        save_model: where to write the Keras model with the statistics that are exported, or None.
         with_saved_model: whether to write a SavedModel beside the ONNX model.
     """
 
@@ -62,12 +72,15 @@ class Order:
     architecture: str | Path | Callable[[], Any] | None
     name: str
     version: int
-    statistics: str | None
+    wish: Wish
     mini_batch_rows: int | None
     opset: int
     tolerance: Tolerance
     labels: tuple[str, ...] | None
     on_stage: OnStage
+    on_progress: OnProgress
+    on_selection: Callable[[Selection], None]
+    save_model: Path | None = None
     with_saved_model: bool = True
 
 
@@ -91,9 +104,16 @@ def make(order: Order, folder: Path) -> Manifest:
     """
     order.on_stage("loading the model")
     path = Path(order.model_or_path) if isinstance(order.model_or_path, str | Path) else None
-    model = saved_model.functional(loading.load(path or order.model_or_path, order.architecture))
+    if path and order.wish.select is not None:
+        scoring.compiled(path, order.wish.loss, order.wish.metrics)  # before anything that takes time
+    loaded = loading.load(path or order.model_or_path, order.architecture, compiled=order.save_model is not None)
+    model = saved_model.functional(loaded)
     callee = _described(model, order)
-    frozen = freezing.freeze(model, order.statistics)
+    chooser = Chooser(callee, loaded, path, order.mini_batch_rows, order.on_stage, order.on_progress)
+    choice = chooser.choose(order.wish)
+    frozen = choice.frozen
+    if choice.selection:
+        order.on_selection(choice.selection)
     with freezing.applied(model, frozen):
         order.on_stage("converting to ONNX")
         converted = conversion.convert(callee, frozen, order.opset)
@@ -105,6 +125,12 @@ def make(order: Order, folder: Path) -> Manifest:
             saved_model.write(callee, folder)
         order.on_stage("verifying")
         found = _verify(made, folder, order)
+        if order.save_model:
+            _save(loaded, order.save_model)
+    if choice.selection:
+        order.on_stage("drawing the selection")
+        report.write(choice.selection, folder / SELECTION_JSON)
+        plot.write(choice.selection, folder / SELECTION_PNG)
     write_samples(folder, found.samples)
     manifest = Manifest(
         **rows.facts(),
@@ -120,7 +146,8 @@ def make(order: Order, folder: Path) -> Manifest:
         row_coupling_path=converted.coupling.path,
         several_mini_batches=converted.several_mini_batches,
         sensitivity=found.sensitivity,
-        notes=(*converted.notes, *found.notes),
+        notes=(*choice.notes, *converted.notes, *found.notes),
+        stored_statistics=choice.stored,
     )
     write_atomically(folder / MANIFEST, manifest.to_json())
     return read_manifest(folder)  # what its own reader refuses must not take another version's place
@@ -164,6 +191,15 @@ def _write_onnx(made: _Made, path: Path, name: str) -> None:
     }
     onnx.helper.set_model_props(model, texts)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _save(model: Any, path: Path) -> None:
+    """Write a Keras model whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bln-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        model.save(written)
+        written.replace(path)
 
 
 def _verify(made: _Made, folder: Path, order: Order) -> parity.Parity:

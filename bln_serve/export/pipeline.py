@@ -5,15 +5,18 @@ Nothing is seen at its place before everything is written and verified; on any e
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import onnx
 
 from bln_serve.artifact import ONNX_MODEL, Artifact, write_atomically
 from bln_serve.errors import ArtifactExistsError, UsageError
 from bln_serve.export import deployment
-from bln_serve.export.making import OnStage, Order, make
+from bln_serve.export.choosing import Wish
+from bln_serve.export.making import OnProgress, OnStage, Order, make
+from bln_serve.export.selection.record import Selection
 from bln_serve.export.staging import exists, put_in_place, staging
 from bln_serve.export.tf_to_onnx import CONVERTER_OPSET
 from bln_serve.manifest import Manifest
@@ -23,138 +26,163 @@ from bln_serve.verification import Tolerance
 DEFAULT_OPSET = CONVERTER_OPSET
 
 
+class ExportOptions(TypedDict, total=False):
+    """How a model is to be exported; each may be left out.
+
+    Attributes:
+        architecture: for an `.h5` file of weights alone, as `loading.load` takes it.
+        name: of the model; by default the file's stem or the model's name.
+        statistics: the policy of every BLN layer, as `StatisticsPolicy.parse` reads it; by default each layer's flags.
+        calibrate: data to estimate the stored statistics from, as `data.read` takes it; by default what training
+            estimated is kept.
+        reference_batch: the rows of one mini-batch, at whose own values live batch statistics are frozen.
+        feature_slots: "keep" the feature statistics stored by slot, or "pool" them to one for every row; by default
+            what each layer says.
+        select: labelled validation data, on which the best policy is searched, among calibrated variants and those of
+            the reference mini-batch too if their data is given; instead of `statistics`.
+        loss: a Keras loss to select by; by default the one that the model was compiled with.
+        metrics: Keras metrics to show beside it; by default those that the model was compiled with.
+        coupling: the strongest row coupling that may be selected: "independent", "positional" or "any".
+        save_model: a `.keras` file to write, with the statistics that are exported, to train on.
+        mini_batch_rows: rows of a mini-batch where a request names none; by default what makes every layer's m, and
+            needed where rows are coupled and there is no such number.
+        opset: of the ONNX model's standard operators, 18 or higher.
+        tolerance: how far an answer may be from Keras's; a wider one than the default needs `force`.
+        labels: what the entries of the output's last dimension mean.
+        force: replace what is there already, and allow a wider tolerance.
+        on_stage: is told what begins, for a progress display.
+        on_progress: is told how many of how many steps of it are done, where that is known.
+        on_selection: is told how the candidates of `select` rank.
+    """
+
+    architecture: str | Path | Callable[[], Any] | None
+    name: str | None
+    statistics: str | None
+    calibrate: Any
+    reference_batch: Any
+    feature_slots: str | None
+    select: Any
+    loss: str | None
+    metrics: Sequence[str]
+    coupling: str
+    save_model: str | Path | None
+    mini_batch_rows: int | None
+    opset: int
+    tolerance: Tolerance
+    labels: Sequence[str] | None
+    force: bool
+    on_stage: OnStage
+    on_progress: OnProgress
+    on_selection: Callable[[Selection], None]
+
+
 def export(
-    model_or_path: Any,
-    out: str | Path = "models",
-    *,
-    architecture: str | Path | Callable[[], Any] | None = None,
-    name: str | None = None,
-    version: int | None = None,
-    statistics: str | None = None,
-    mini_batch_rows: int | None = None,
-    opset: int = DEFAULT_OPSET,
-    tolerance: Tolerance | None = None,
-    labels: Sequence[str] | None = None,
-    force: bool = False,
-    on_stage: OnStage = lambda _: None,
+    model_or_path: Any, out: str | Path = "models", *, version: int | None = None, **options: Unpack[ExportOptions]
 ) -> Artifact:
     """Export a Keras model as a verified artifact, OUT/NAME/VERSION.
 
     Args:
         model_or_path: a `.keras` or `.h5` file, or a built Keras model, which is not changed.
         out: the model repository.
-        architecture: for an `.h5` file of weights alone, as `loading.load` takes it.
-        name: of the model; by default the file's stem or the model's name.
         version: positive; by default the one after the latest.
-        statistics: the policy of every BLN layer, as `StatisticsPolicy.parse` reads it; by default each layer's flags.
-        mini_batch_rows: rows of a mini-batch where a request names none; by default what makes every layer's m, and
-            needed where rows are coupled and there is no such number.
-        opset: of the ONNX model's standard operators, 18 or higher.
-        tolerance: how far an answer may be from Keras's; a wider one than the default needs `force`.
-        labels: what the entries of the output's last dimension mean.
-        force: replace an existing version, and allow a wider tolerance.
-        on_stage: is told what begins, for a progress display.
+        **options: see `ExportOptions`.
 
     Returns:
         The artifact, verified and in its place.
 
     Raises:
-        UsageError: an argument is wrong.
+        UsageError: an argument is wrong, or data for it is.
         ModelError: the model cannot be loaded or exported.
         ParityError: the exported model does not answer as Keras does; the message has a line for each check.
-        ArtifactExistsError: the version is there already, and `force` is False.
+        ArtifactExistsError: the version is there already, and `force` is not given.
     """
-    tolerance = tolerance or Tolerance()
-    _check_arguments(opset, tolerance, mini_batch_rows, force)
     if Path(out).suffix == ".onnx":
         raise UsageError(f"Expected a model repository's folder. Received: {out}. export_onnx writes a single file.")
     if version is not None and version < 1:
         raise UsageError(f"Expected a version of 1 or more. Received: {version}")
-    name = check_name(_name(model_or_path) if name is None else name)
-    folder = Path(out) / name
+    order = _order(model_or_path, options)
+    folder = Path(out) / order.name
     deployment.sweep(folder)
     version = next_version(folder) if version is None else version
     target = folder / str(version)
+    force = options.get("force", False)
     if target.exists() and not force:
         raise exists(target)
-    order = Order(
-        model_or_path=model_or_path,
-        architecture=architecture,
-        name=name,
-        version=version,
-        statistics=statistics,
-        mini_batch_rows=mini_batch_rows,
-        opset=opset,
-        tolerance=tolerance,
-        labels=tuple(labels) if labels else None,
-        on_stage=on_stage,
-    )
     with staging(target) as stage:
-        manifest = make(order, stage)
+        manifest = make(replace(order, version=version), stage)
         with deployment.publishing(folder, manifest):
             put_in_place(stage, target, replace=force)
     return Artifact.open(target)
 
 
-def export_onnx(
-    model_or_path: Any,
-    path: str | Path,
-    *,
-    architecture: str | Path | Callable[[], Any] | None = None,
-    name: str | None = None,
-    statistics: str | None = None,
-    mini_batch_rows: int | None = None,
-    opset: int = DEFAULT_OPSET,
-    tolerance: Tolerance | None = None,
-    labels: Sequence[str] | None = None,
-    force: bool = False,
-    on_stage: OnStage = lambda _: None,
-) -> Manifest:
+def export_onnx(model_or_path: Any, path: str | Path, **options: Unpack[ExportOptions]) -> Manifest:
     """Export a Keras model as one verified ONNX file, which explains itself in its metadata (`bln.`).
 
     Args:
         model_or_path: as for `export`.
         path: of the file; its folder is made if need be.
-        architecture: as for `export`.
-        name: as for `export`.
-        statistics: as for `export`.
-        mini_batch_rows: as for `export`.
-        opset: as for `export`.
-        tolerance: as for `export`.
-        labels: as for `export`.
-        force: replace an existing file, and allow a wider tolerance.
-        on_stage: as for `export`.
+        **options: see `ExportOptions`.
 
     Returns:
         What a manifest beside it would say.
 
     Raises:
         UsageError, ModelError, ParityError: as `export`.
-        ArtifactExistsError: the file is there already, and `force` is False.
+        ArtifactExistsError: the file is there already, and `force` is not given.
     """
-    tolerance, path = tolerance or Tolerance(), Path(path)
-    _check_arguments(opset, tolerance, mini_batch_rows, force)
-    name = check_name(_name(model_or_path) if name is None else name)
-    if path.exists() and not force:
+    path = Path(path)
+    order = replace(_order(model_or_path, options), with_saved_model=False)
+    if path.exists() and not options.get("force", False):
         raise ArtifactExistsError(f"Expected no file at {path}. Received: one. Replace it with --force.")
-    order = Order(
-        model_or_path=model_or_path,
-        architecture=architecture,
-        name=name,
-        version=1,
-        statistics=statistics,
-        mini_batch_rows=mini_batch_rows,
-        opset=opset,
-        tolerance=tolerance,
-        labels=tuple(labels) if labels else None,
-        on_stage=on_stage,
-        with_saved_model=False,
-    )
     with tempfile.TemporaryDirectory(prefix="bln-export-") as folder:
         manifest = make(order, Path(folder))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (Path(folder) / ONNX_MODEL).read_bytes())
     return manifest
+
+
+def _order(model_or_path: Any, options: ExportOptions) -> Order:
+    """Check the options, and bring them into the form that `make` takes.
+
+    Raises:
+        TypeError: there is no such option.
+        UsageError, ArtifactExistsError: as `export`.
+    """
+    if unknown := options.keys() - ExportOptions.__annotations__.keys():
+        raise TypeError(f"Expected options of ExportOptions. Received: {', '.join(sorted(unknown))}")
+    opset, mini_batch_rows = options.get("opset", DEFAULT_OPSET), options.get("mini_batch_rows")
+    tolerance, force = options.get("tolerance", Tolerance()), options.get("force", False)
+    _check_arguments(opset, tolerance, mini_batch_rows, force)
+    name, labels = options.get("name"), options.get("labels")
+    chosen: dict[str, Any] = {key: value for key, value in options.items() if key in Wish.__annotations__}
+    wish = Wish(**chosen)
+    wish.check()
+    return Order(
+        model_or_path=model_or_path,
+        architecture=options.get("architecture"),
+        name=check_name(_name(model_or_path) if name is None else name),
+        version=1,
+        wish=wish,
+        mini_batch_rows=mini_batch_rows,
+        opset=opset,
+        tolerance=tolerance,
+        labels=tuple(labels) if labels else None,
+        on_stage=options.get("on_stage", lambda _: None),
+        on_progress=options.get("on_progress", lambda *_: None),
+        on_selection=options.get("on_selection", lambda _: None),
+        save_model=_keras_file(options.get("save_model"), force),
+    )
+
+
+def _keras_file(path: str | Path | None, force: bool) -> Path | None:
+    if path is None:
+        return None
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise UsageError(f"Expected --save-model with a file NAME.keras. Received: {path}")
+    if path.exists() and not force:
+        raise ArtifactExistsError(f"Expected no file at {path}. Received: one. Replace it with --force.")
+    return path
 
 
 def _name(model_or_path: Any) -> str:

@@ -56,6 +56,11 @@ class Callee:
         """Return the model's symbolic inputs, in the signature's order."""
         return list(keras.tree.flatten(self.model.inputs))
 
+    def twin(self) -> Any:
+        """Return another Keras model of the same layers, not compiled, which takes a list of inputs."""
+        sequential = isinstance(self.model, keras.Sequential)
+        return keras.Model(self.flat_inputs(), self.model.outputs[0] if sequential else self.model.output)
+
     def tensor_specs(self, rows: int | None = None) -> list[Any]:
         """Return the inputs as TensorFlow describes them, with the number of rows free unless given."""
         return [tf.TensorSpec((rows, *spec.shape[1:]), spec.dtype, name=spec.name) for spec in self.signature.inputs]

@@ -1,5 +1,6 @@
-"""Print every table: PYTHONPATH=tests python -m benchmarks [inference|export|training|service|microseconds ...].
+"""Print every table: PYTHONPATH=tests python -m benchmarks [NAME ...].
 
+inference, export, selection, training, service, microseconds: all of them unless some are named.
 `service` and `microseconds` need wrk and two processors. `container`, which needs a Docker engine, too, and ten
 minutes, is printed where it is asked for.
 """
@@ -13,12 +14,13 @@ from types import FrameType
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from . import container, exporting, inference, microseconds, service, training
+from . import container, exporting, inference, microseconds, selecting, service, training
 
 TABLES = {
     "inference": ("One run of a model, one thread", inference.rows),
     "export": ("The export of the paper's RNN (20,000 words), beyond importing TensorFlow", exporting.rows),
     "training": ("A training step of the paper's CNN, m = 25", training.rows),
+    "selection": ("The search of the 16 policies: the paper's CNN, 5,000 rows, m = 25", selecting.rows),
     "service": ("The service on one processor, wrk on another: the paper's CNN, every check on", service.rows),
     "microseconds": ("Where each microsecond of a request goes: the paper's CNN, PPMM, v2 binary", microseconds.rows),
 }

@@ -41,7 +41,8 @@ def test_the_last_lines_say_what_may_be_sent(model_file: Path, tmp_path: Path, c
     assert [lines[-4], *lines[-2:]] == [
         f"wrote {tmp_path}/tiny/1",
         "row coupling: mini-batch (bln1: batch mean and batch variance are live).",
-        "Rows are taken in mini-batches of 5; each needs at least 2. To serve single rows: --statistics PPMM.",
+        "Rows are taken in mini-batches of 5; each needs at least 2. To serve single rows: --statistics PPMM or "
+        "--reference-batch DATA; --select DATA says what that costs.",
     ]
 
 

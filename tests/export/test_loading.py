@@ -1,28 +1,18 @@
 """A model file is data: what it names is not imported, what it carries is not run, what is broken is said."""
 
-import json
+import sys
 import zipfile
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+from support.keras_files import HOSTILE, compiled_like, function, rewrite_config
 from support.models import tiny
+from support.reference_files import LEGACY
 
 from bln_serve.errors import ModelLoadError
-from bln_serve.export.loading import load
-
-
-def rewrite_config(path: Path, change) -> Path:
-    """Apply `change` to the config inside a .keras file."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    config = json.loads(members["config.json"])
-    change(config)
-    members["config.json"] = json.dumps(config).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
+from bln_serve.export.loading import compile_config, load, untrusted_compiled
 
 
 @pytest.fixture
@@ -81,10 +71,6 @@ def functional_config(*layers: dict, arguments: list | None = None) -> dict:
     }
 
 
-def function(module: str, name: str) -> dict:
-    return {"module": module, "class_name": "function", "config": name, "registered_name": name}
-
-
 @pytest.mark.parametrize(
     ("layer", "arguments", "named"),
     [
@@ -137,6 +123,91 @@ def test_the_loss_a_model_was_compiled_with_is_not_looked_up(model_file: Path) -
         config["compile_config"] = {"loss": {"module": "mymod", "class_name": "MyLoss", "config": {}}}
 
     assert load(rewrite_config(model_file, compile_with_own_loss)).name == "tiny"
+
+
+def test_a_model_is_compiled_where_that_is_asked_for(tmp_path: Path) -> None:
+    model = tiny("PPMM", 5, "tiny")
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 2, 0.5)
+    model.compile(
+        keras.optimizers.Adam(schedule),
+        keras.losses.Huber(),
+        metrics=["mae", keras.metrics.MeanMetricWrapper(keras.metrics.mean_squared_error, name="own")],
+    )
+    x = np.random.default_rng(3).normal(size=(5, 6, 4)).astype("float32")
+    model.fit(x, np.ones((5, 3)), batch_size=5, verbose=0)
+    model.save(tmp_path / "model.keras")
+    assert not load(tmp_path / "model.keras").compiled
+    loaded = load(tmp_path / "model.keras", compiled=True)
+    assert loaded.compiled
+    assert int(loaded.optimizer.iterations) == 1
+    for one, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    expected, found = (each.evaluate(x, np.ones((5, 3)), 5, verbose=0, return_dict=True) for each in (model, loaded))
+    assert expected == pytest.approx(found, rel=1e-5, abs=0)  # float32 sums
+
+
+@pytest.mark.parametrize("part", ["optimizer", "loss", "metrics", "weighted_metrics"])
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_what_a_model_was_compiled_with_is_not_imported(
+    hostile: str, part: str, model_file: Path, tmp_path: Path, monkeypatch
+) -> None:
+    item, named = HOSTILE[hostile]
+    (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Loss: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    rewrite_config(model_file, compiled_like({part: [item] if "metrics" in part else item}))
+    assert untrusted_compiled(compile_config(model_file)) == (named,)
+    model = load(model_file, compiled=True)
+    assert (model.name, model.compiled) == ("tiny", False)
+    assert "hostile" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"loss": function("builtins", "eval")},
+        {"optimizer": {"module": "keras.optimizers", "class_name": "Adam", "config": {"no": "such"}}},
+        {"no_such_argument": 1},
+    ],
+    ids=["unknown function", "arguments", "key"],
+)
+def test_what_keras_cannot_compile_is_loaded_without(part: dict, model_file: Path) -> None:
+    model = load(rewrite_config(model_file, compiled_like(part)), compiled=True)
+    assert (model.name, model.compiled) == ("tiny", False)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")  # the config alone was compiled
+def test_a_file_says_what_it_was_compiled_with(model_file: Path) -> None:
+    assert compile_config(model_file) == {}
+    assert not load(model_file, compiled=True).compiled
+    rewrite_config(model_file, compiled_like({}))
+    assert compile_config(model_file)["loss"] == "mse"
+    assert untrusted_compiled(compile_config(model_file)) == ()
+    assert load(model_file, compiled=True).compiled
+    assert compile_config(rewrite_config(model_file, lambda config: config.update(compile_config=["mse"]))) == {}
+
+
+@pytest.mark.parametrize("name", ["cnn_bs25_full.keras", "cnn_bs25_weights.h5"])
+def test_the_reference_implementations_files_are_not_compiled(name: str) -> None:
+    assert compile_config(LEGACY / name) == {}
+
+
+def test_a_function_of_the_files_choice_is_none_of_the_callers(model_file: Path) -> None:
+    """A class that is registered lends its name to no function: Keras looks one up by its own name."""
+    name = function("keras.saving", "load_model") | {"registered_name": "bln_serve>BatchLayerNormalization"}
+
+    def become_hostile(config: dict) -> None:
+        dense = {
+            "module": "keras.layers",
+            "class_name": "Dense",
+            "config": {"units": 1, "activation": name},
+            "name": "s",
+        }
+        config.clear()
+        config.update(functional_config(dense))
+
+    with pytest.raises(ModelLoadError, match="which names keras.saving.load_model"):
+        load(rewrite_config(model_file, become_hostile))
 
 
 def test_every_activation_initializer_and_regularizer_of_keras_is_welcome(tmp_path: Path) -> None:

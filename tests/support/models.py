@@ -12,7 +12,7 @@ from bln_serve.statistics import StatisticsPolicy
 
 
 def with_random_statistics(model: Any, seed: int = 0) -> Any:
-    """Give each BLN layer random weights and estimates, and say that they rest on four steps."""
+    """Give each BLN layer random weights and estimates, and say that they rest on four steps, as training would."""
     generator = np.random.default_rng(seed)
     for layer in bln_layers(model):
         layer.gamma.assign(generator.uniform(0.5, 1.5, layer.gamma.shape))
@@ -26,6 +26,8 @@ def with_random_statistics(model: Any, seed: int = 0) -> Any:
             variable.assign(values)
         for steps in (layer.mean_steps, layer.variance_steps, layer.slot_steps):
             steps.assign(np.full(steps.shape, 4.0))
+        if layer.batch_size == 1:  # no step says anything of a variance
+            layer.variance_steps.assign(0.0)
     return model
 
 

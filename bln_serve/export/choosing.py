@@ -1,0 +1,194 @@
+"""What is frozen: the policy of each BLN layer and the statistics that it stores, as a caller orders them.
+
+nothing else        the model's own policies or --statistics, with the estimates of its training
+--calibrate         the stored statistics estimated anew from data
+--reference-batch   the live batch statistics frozen at one mini-batch's own
+--select            the best of the 16 policies, and of these variants, on validation data
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bln_serve.errors import UsageError
+from bln_serve.export import calibration, data, freezing, reference_batch
+from bln_serve.export.data import Data
+from bln_serve.export.freezing import FrozenLayer
+from bln_serve.export.saved_model import Callee
+from bln_serve.export.selection import candidates, scoring
+from bln_serve.export.selection.record import COUPLING_LIMITS, Selection
+from bln_serve.manifest import StoredStatistics
+
+FEATURE_SLOTS = ("keep", "pool")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How the statistics are to be chosen: the arguments of `pipeline.export` that say so.
+
+    Attributes:
+        statistics: a policy for every layer, or None for each layer's own.
+        feature_slots: "keep" or "pool", or None for what each layer says.
+        calibrate: data, or None.
+        reference_batch: the rows of one mini-batch, or None.
+        select: labelled data, or None.
+        loss: to select by, or None for the compiled one.
+        metrics: to show beside it; empty for the compiled ones.
+        coupling: the strongest row coupling that may be selected.
+    """
+
+    statistics: str | None = None
+    feature_slots: str | None = None
+    calibrate: Any = None
+    reference_batch: Any = None
+    select: Any = None
+    loss: str | None = None
+    metrics: Sequence[str] = ()
+    coupling: str = "any"
+
+    def check(self) -> None:
+        """See that the arguments go together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self.feature_slots not in (None, *FEATURE_SLOTS):
+            raise UsageError(f"Expected --feature-slots {' or '.join(FEATURE_SLOTS)}. Received: {self.feature_slots!r}")
+        if self.coupling not in COUPLING_LIMITS:
+            raise UsageError(f"Expected --coupling {', '.join(COUPLING_LIMITS)}. Received: {self.coupling!r}")
+        if self.select is None:
+            given = {"--loss": self.loss, "--metric": self.metrics, "--coupling": self.coupling != "any"}
+            if unasked := [option for option, value in given.items() if value]:
+                raise UsageError(f"Expected {unasked[0]} beside --select, which it belongs to. Received: no --select.")
+            if self.calibrate is not None and self.reference_batch is not None:
+                raise UsageError(
+                    "Expected --calibrate or --reference-batch. Received: both. To find out which is better, add "
+                    "--select with validation data."
+                )
+        elif self.statistics is not None:
+            raise UsageError(
+                f"Expected --statistics or --select, which chooses a policy. Received: both, with {self.statistics}."
+            )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is frozen.
+
+    Attributes:
+        frozen: each BLN layer with its policy and statistics.
+        stored: where the stored statistics come from; None for the model's training.
+        selection: what was selected from, or None.
+        notes: what else there is to know, a sentence each.
+    """
+
+    frozen: tuple[FrozenLayer, ...]
+    stored: StoredStatistics | None = None
+    selection: Selection | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses for one model.
+
+    Attributes:
+        callee: the model.
+        given: the model as it was loaded or given, with its own loss and metrics.
+        path: of its file, where its loss and metrics are read; None for a model from Python.
+        rows: of a mini-batch, as asked for, or None for the model's m.
+        on_stage: is told what begins.
+        on_progress: is told how many of how many runs are done.
+    """
+
+    callee: Callee
+    given: Any
+    path: Path | None
+    rows: int | None
+    on_stage: Callable[[str], None]
+    on_progress: candidates.OnProgress
+
+    def choose(self, wish: Wish) -> Choice:
+        """Choose as wished.
+
+        Raises:
+            UsageError: the wish does not fit the model, or the data does not.
+            UnusableStatisticsError: a layer has no usable estimate of a statistic that its policy stores.
+            UnsupportedModelError: a layer's rows cannot be looked at.
+        """
+        model = self.callee.model
+        if wish.select is not None:
+            return self._select(wish)
+        frozen = freezing.with_policies(model, wish.statistics, wish.feature_slots)
+        made = Choice(frozen)
+        if wish.calibrate is not None:
+            made = self._calibrate(frozen, self._read(wish.calibrate, "--calibrate"))
+        elif wish.reference_batch is not None:
+            made = self._freeze_at(frozen, self._read(wish.reference_batch, "--reference-batch"))
+        freezing.require_usable(made.frozen)
+        return made
+
+    def _calibrate(self, frozen: tuple[FrozenLayer, ...], rows: Data) -> Choice:
+        size = self._mini_batch_rows(frozen, "--calibrate")
+        self.on_stage("calibrating")
+        runs = calibration.runs(frozen, rows, size)
+        frozen = calibration.calibrate(self.callee, frozen, rows, size, candidates.Counted(runs, self.on_progress).run)
+        return Choice(frozen, _stored(candidates.CALIBRATED, rows), notes=_dropped(rows, size, "--calibrate"))
+
+    def _freeze_at(self, frozen: tuple[FrozenLayer, ...], rows: Data) -> Choice:
+        self.on_stage("freezing the reference mini-batch")
+        return Choice(reference_batch.freeze_at(self.callee, frozen, rows), _stored(candidates.REFERENCE_BATCH, rows))
+
+    def _select(self, wish: Wish) -> Choice:
+        model = self.callee.model
+        size = self._mini_batch_rows(freezing.with_policies(model, None), "--select")
+        judge = scoring.scoring(self.given, self.path, wish.loss, wish.metrics)
+        materials = candidates.Materials(
+            validation=self._read(wish.select, "--select", judge),
+            scoring=judge,
+            rows=size,
+            calibration=None if wish.calibrate is None else self._read(wish.calibrate, "--calibrate"),
+            reference=None if wish.reference_batch is None else self._read(wish.reference_batch, "--reference-batch"),
+            feature_slots=wish.feature_slots,
+            coupling=wish.coupling,
+        )
+        self.on_stage("selecting")
+        winner = candidates.select(self.callee, materials, self.on_progress)
+        rows = {candidates.CALIBRATED: materials.calibration, candidates.REFERENCE_BATCH: materials.reference}.get(
+            winner.origin
+        )
+        stored = None if rows is None else _stored(winner.origin, rows)
+        return Choice(winner.frozen, stored, winner.selection, judge.notes)
+
+    def _read(self, source: Any, option: str, judge: scoring.Scoring | None = None) -> Data:
+        self.on_stage(f"reading {option[2:].replace('-', ' ')} data")
+        rows = data.read(source, self.callee.signature, targets=judge is not None)
+        if judge is not None:
+            data.check_labels(rows, self.callee.signature, judge.loss)
+            rows = rows.with_targets_like(self.callee.twin().output)
+        return rows
+
+    def _mini_batch_rows(self, frozen: Sequence[FrozenLayer], option: str) -> int:
+        sizes = sorted({item.layer.batch_size for item in frozen})
+        if not sizes:
+            raise UsageError(
+                f"Expected a model with Batch Layer Normalization layers for {option}. Received: one without."
+            )
+        if self.rows is None and len(sizes) > 1:
+            raise UsageError(
+                f"Expected --mini-batch-rows for {option}, since the layers were trained with different batch sizes "
+                f"({', '.join(map(str, sizes))}). Received: none."
+            )
+        return self.rows or sizes[0]
+
+
+def _stored(origin: str, rows: Data) -> StoredStatistics:
+    return StoredStatistics(origin, rows.source, rows.sha256, rows.rows)
+
+
+def _dropped(rows: Data, size: int, option: str) -> tuple[str, ...]:
+    left = rows.rows % size
+    if not left or size == 1:
+        return ()
+    return (f"{option} left out the last {left} of {rows.rows} rows: they do not fill a mini-batch of {size}",)

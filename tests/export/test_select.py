@@ -1,0 +1,204 @@
+"""--select: what competes, what is taken, what is kept of it, and what is refused before any work."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from support.models import bln, tiny, with_random_statistics
+
+import bln_serve
+from bln_serve.cli.export import main
+from bln_serve.errors import ArtifactExistsError, UsageError
+from bln_serve.export import export, export_onnx
+from bln_serve.export.selection.record import Selection
+from bln_serve.export.selection.report import read_selection
+from bln_serve.layers import bln_layers
+from bln_serve.statistics import ALL_POLICIES, RowCoupling, StatisticsPolicy
+
+M = 5
+GENERATOR = np.random.default_rng(31)
+X = GENERATOR.normal(0.5, 1.5, size=(43, 6, 4)).astype(np.float32)
+Y = GENERATOR.integers(0, 3, 43)
+CALIBRATION = GENERATOR.normal(0.5, 1.5, size=(50, 6, 4)).astype(np.float32)
+# A mean of losses of magnitude 1 in float32.
+RTOL = 2e-5
+
+
+def compiled(model: keras.Model) -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"], jit_compile=False)
+    model.optimizer.build(model.trainable_variables)  # as a trained model's
+    return model
+
+
+def loss_of(model: keras.Model, policy: str | None = None) -> float:
+    """Return what Keras evaluates on the whole mini-batches."""
+    for layer in bln_layers(model) if policy else ():
+        layer.policy = StatisticsPolicy.from_code(policy)
+    model.make_test_function(force=True)
+    return model.evaluate(X[:40], Y[:40], batch_size=M, verbose=0, return_dict=True)["loss"]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "tiny.keras"
+    compiled(tiny("MMMM", M, "tiny")).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "validation.npz"
+    np.savez(path, x=X, y=Y)
+    return path
+
+
+def selected(model: Any, tmp_path: Path, **options: Any) -> tuple[Any, Selection]:
+    artifact = export(model, tmp_path, select=(X, Y), **options)
+    return artifact, read_selection(artifact.path / "selection.json")
+
+
+def test_the_best_of_16_is_taken_and_all_of_it_is_kept(model_file: Path, tmp_path: Path) -> None:
+    artifact, selection = selected(model_file, tmp_path, save_model=tmp_path / "best.keras", coupling="independent")
+    assert {entry.policy for entry in selection.entries} == {str(policy) for policy in ALL_POLICIES}
+    model = keras.saving.load_model(model_file)
+    for entry in selection.entries[::5]:
+        assert entry.loss == pytest.approx(loss_of(model, entry.policy), rel=RTOL)
+    losses = [entry.loss for entry in selection.entries]
+    assert losses == sorted(losses)
+    chosen = selection.entries[selection.chosen]
+    assert (chosen.policy, artifact.manifest.row_coupling) == ("PPMM", RowCoupling.INDEPENDENT)
+    assert artifact.manifest.statistics == "PPMM"
+    assert (selection.rows, selection.dropped_rows, selection.mini_batches) == (43, 3, 8)
+    assert {"selection.json", "selection.png"} <= set(artifact.manifest.files)
+    artifact.check_hashes()
+    best = keras.saving.load_model(tmp_path / "best.keras")
+    assert loss_of(best) == pytest.approx(chosen.loss, rel=RTOL)
+    best.fit(X[:10], Y[:10], batch_size=M, verbose=0)  # with its optimizer, to train on
+
+
+def test_calibrated_and_reference_variants_compete(tmp_path: Path) -> None:
+    model = compiled(tiny("MMMM", M, "tiny"))
+    before = [weight.numpy() for weight in model.weights]
+    artifact, selection = selected(
+        model, tmp_path, calibrate=CALIBRATION, reference_batch=CALIBRATION[:M], feature_slots="pool",
+        save_model=tmp_path / "best.keras",
+    )  # fmt: skip
+    origins = [entry.origin for entry in selection.entries]
+    assert (origins.count("as trained"), origins.count("calibrated"), origins.count("reference batch")) == (16, 15, 12)
+    assert not {entry.row_coupling for entry in selection.entries} & {RowCoupling.POSITIONAL}
+    assert all(entry.row_coupling is RowCoupling.INDEPENDENT for entry in selection.entries if "ref" in entry.origin)
+    chosen = selection.entries[selection.chosen]
+    stored = artifact.manifest.stored_statistics
+    assert (stored.origin if stored else "as trained") == chosen.origin
+    # What is exported is what was evaluated, whatever it was.
+    assert loss_of(keras.saving.load_model(tmp_path / "best.keras")) == pytest.approx(chosen.loss, rel=RTOL)
+    exported = bln_serve.load(artifact.path).predict(X[:40], mini_batch_rows=M)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(Y[:40], exported)
+    assert float(loss) == pytest.approx(chosen.loss, rel=RTOL)
+    for was, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), was)
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> None:
+    model = compiled(tiny("MMMM", M, "tiny"))
+    bln_layers(model)[1].variance_steps.assign(0.0)
+    _, selection = selected(model, tmp_path)
+    unusable = [entry for entry in selection.entries if entry.unusable]
+    assert {entry.policy[1] for entry in unusable} == {"P"}
+    assert len(unusable) == 8
+    assert {entry.unusable for entry in unusable} == {"bln2: the stored batch variance was never updated"}
+    assert all(entry.loss is None for entry in unusable)
+
+
+def test_at_m_1_calibration_repairs_what_training_cannot_estimate(tmp_path: Path) -> None:
+    x = keras.Input((6, 4))
+    model = keras.Model(x, layers.Dense(3)(layers.Flatten()(bln(1, "MMMM", "bln")(x))), name="single")
+    artifact, selection = selected(
+        compiled(with_random_statistics(model)), tmp_path, calibrate=CALIBRATION, coupling="independent"
+    )
+    as_trained = [entry for entry in selection.entries if entry.origin == "as trained"]
+    assert sum(entry.unusable is not None for entry in as_trained) == 12  # a variance of either kind is stored
+    assert not [entry for entry in selection.entries if entry.origin == "calibrated" and entry.unusable]
+    assert artifact.manifest.row_coupling is RowCoupling.INDEPENDENT
+
+
+def test_the_command_prints_the_table_and_what_it_wrote(
+    model_file: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "one.onnx"
+    options = ["--select", str(data_file), "--metric", "accuracy", "--save-model", str(tmp_path / "best.keras")]
+    assert main([str(model_file), "-o", str(out), *options]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("validation.npz (sha256 ")
+    assert len(re.findall(r"(?m)^[* ] +\d+  [PM]{4} +as trained ", said)) == 16
+    assert "dropped the last 3 rows: they do not fill a mini-batch of 5" in said
+    assert re.search(r"(?m)^chosen: [PM]{4} as trained", said)
+    assert f"wrote {tmp_path}/best.keras" in said
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"select": (X, Y), "statistics": "PPMM"}, "Expected --statistics or --select"),
+        ({"loss": "mse"}, "Expected --loss beside --select"),
+        ({"metrics": ["mae"]}, "Expected --metric beside --select"),
+        ({"coupling": "independent"}, "Expected --coupling beside --select"),
+        ({"select": (X, Y), "coupling": "none"}, "Expected --coupling independent, positional, any. Received: 'none'"),
+        ({"feature_slots": "drop"}, "Expected --feature-slots keep or pool. Received: 'drop'"),
+        ({"calibrate": X, "reference_batch": X}, "Expected --calibrate or --reference-batch. Received: both"),
+        ({"save_model": "best.h5"}, "Expected --save-model with a file NAME.keras. Received: best.h5"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        export("nobody_looks_for_it.keras", tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_option_is_a_type_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="Received: statistic"):
+        export_onnx("nobody_looks_for_it.keras", tmp_path / "a.onnx", statistic="PPMM")  # type: ignore[call-arg]
+
+
+def test_a_model_without_a_loss_is_refused_before_any_work(
+    tmp_path: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny("MMMM", M, "tiny").save(tmp_path / "tiny.keras")
+    assert main([str(tmp_path / "tiny.keras"), "-o", str(tmp_path), "--select", str(data_file)]) == 2
+    assert "Expected a model with a compiled loss, saved as .keras, or --loss." in capsys.readouterr().err
+
+
+def test_too_few_rows_make_no_mini_batch(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Expected at least one mini-batch of 5 rows for --select. Received: 4 rows"):
+        export(compiled(tiny("MMMM", M, "tiny")), tmp_path, select=(X[:4], Y[:4]))
+
+
+def test_layers_of_different_m_need_the_rows_of_a_mini_batch(tmp_path: Path) -> None:
+    x = keras.Input((4,))
+    y = layers.Dense(3)(bln(7, "MMMM", "seven")(bln(M, "MMMM", "five")(x)))
+    model = compiled(with_random_statistics(keras.Model(x, y, name="two")))
+    with pytest.raises(UsageError, match=r"different batch sizes \(5, 7\)"):
+        export(model, tmp_path, select=(X[:, 0], Y))
+
+
+def test_a_saved_model_is_never_written_over(model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.keras").write_text("mine")
+    with pytest.raises(ArtifactExistsError, match="Expected no file at .*best.keras. Received: one. Replace it with"):
+        export(model_file, tmp_path, statistics="PPMM", save_model=tmp_path / "best.keras")
+    assert (tmp_path / "best.keras").read_text() == "mine"
+
+
+def test_progress_counts_to_its_total(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    selected(
+        compiled(tiny("MMMM", M, "tiny")), tmp_path, calibrate=CALIBRATION, on_progress=lambda *step: told.append(step)
+    )
+    done, totals = zip(*told, strict=True)
+    assert list(done) == sorted(done)
+    assert set(totals) == {done[-1]}
