@@ -251,6 +251,12 @@ class _Written:
 
 def _report(manifest: Manifest, written: _Written, stages: _Stages) -> str:
     lines = [f"{written.title}: {_layers(manifest)}"]
+    if stored := manifest.stored_statistics:
+        words = {"calibrated": "calibrated on", "reference batch": "those of the reference mini-batch"}[stored.origin]
+        lines.append(
+            f"stored statistics: {words} {stored.source} (sha256 {stored.sha256[:12]}), "
+            f"{stored.rows} row{'' if stored.rows == 1 else 's'}"
+        )
     lines += [check.line() for check in manifest.checks]
     lines.append(f"{'--force replaced' if written.replaced else 'wrote'} {written.path}")
     lines.append(stages.summary())

@@ -124,7 +124,11 @@ def _report(state: "ModelState") -> str:
 
 def _layer_lines(state: "LayerState") -> list[str]:
     layer = state.layer
-    heading = [f"{layer.name}: m = {layer.m}, policy {layer.policy}", _line("statistic", "source", "stored estimate")]
+    slots = ", slots pooled" if layer.pooled else ""
+    heading = [
+        f"{layer.name}: m = {layer.m}, policy {layer.policy}{slots}",
+        _line("statistic", "source", "stored estimate"),
+    ]
     return heading + [_statistic_line(each) for each in state.statistics]
 
 

@@ -159,7 +159,8 @@ class Chooser:
             winner.origin
         )
         stored = None if rows is None else _stored(winner.origin, rows)
-        return Choice(winner.frozen, stored, winner.selection, judge.notes)
+        left_out = _dropped(materials.calibration, size, "--calibrate") if materials.calibration else ()
+        return Choice(winner.frozen, stored, winner.selection, (*judge.notes, *left_out))
 
     def _read(self, source: Any, option: str, judge: scoring.Scoring | None = None) -> Data:
         self.on_stage(f"reading {option[2:].replace('-', ' ')} data")

@@ -29,7 +29,7 @@ from bln_serve.export import (
     saved_model,
     typical_ranges,
 )
-from bln_serve.export.choosing import Chooser, Wish
+from bln_serve.export.choosing import Choice, Chooser, Wish
 from bln_serve.export.conversion import Conversion
 from bln_serve.export.request_rows import RequestRows
 from bln_serve.export.selection import plot, report, scoring
@@ -89,7 +89,7 @@ class _Made:
     """What a model was made into."""
 
     callee: saved_model.Callee
-    frozen: tuple[freezing.FrozenLayer, ...]
+    choice: Choice
     converted: Conversion
     rows: RequestRows
 
@@ -118,7 +118,7 @@ def make(order: Order, folder: Path) -> Manifest:
         order.on_stage("converting to ONNX")
         converted = conversion.convert(callee, frozen, order.opset)
         rows = request_rows.choose(converted, order.mini_batch_rows)
-        made = _Made(_with_index_ranges(callee, converted), frozen, converted, rows)
+        made = _Made(_with_index_ranges(callee, converted), choice, converted, rows)
         _write_onnx(made, folder / ONNX_MODEL, order.name)
         if order.with_saved_model:
             order.on_stage("writing the SavedModel")
@@ -185,6 +185,8 @@ def _write_onnx(made: _Made, path: Path, name: str) -> None:
         "outputs": made.callee.signature.outputs,
         "several_mini_batches": made.converted.several_mini_batches,
     }
+    if made.choice.stored:
+        facts["stored_statistics"] = made.choice.stored
     texts = {
         f"bln.{key}": str(value) if isinstance(value, str) else msgspec.json.encode(value).decode()
         for key, value in facts.items()
@@ -209,7 +211,9 @@ def _verify(made: _Made, folder: Path, order: Order) -> parity.Parity:
     if order.with_saved_model:
         engines.insert(0, parity.Engine("SavedModel", saved_model.read(folder), takes_several=True))
     found = parity.verify(subject, engines)
-    report = VerificationReport((*found.report.checks, *layer_parity.verify(converted.marked, made.frozen, tolerance)))
+    report = VerificationReport(
+        (*found.report.checks, *layer_parity.verify(converted.marked, made.choice.frozen, tolerance))
+    )
     if not report.passed:
         raise ParityError(
             f"The exported model does not answer as Keras does, and was not kept:\n{report.table()}\n"

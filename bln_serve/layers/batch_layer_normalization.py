@@ -64,8 +64,9 @@ class BatchLayerNormalization(keras.layers.Layer):  # type: ignore[misc]  # kera
     Population estimates are running means over the steps since the estimate was started, right after every step; with
     the callback `PopulationStatistics` an estimate starts anew each epoch, so that the stored one is the last epoch's.
     Each step weighs 1. A batch variance counts n / (n - 1) times, and a step of one row does not count for it; a
-    feature variance counts m / (m - 1) times. At m = 1 neither variance can be estimated. A partial batch updates the
-    slots it has. They are kept in float64, where a running mean in float32 stagnates (1e-3 off after 100,000 steps).
+    feature variance counts m / (m - 1) times. At m = 1 training can estimate neither variance; the export's calibration
+    can, until training goes on. A partial batch updates the slots it has. They are kept in float64, where a running
+    mean in float32 stagnates (1e-3 off after 100,000 steps).
 
     What the paper calls "independent of the input data" are these laws; tests/layers/test_laws.py has each, and each
     place where it stops. A branch is *live* if its mean and its variance both are, as always in training.

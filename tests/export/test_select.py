@@ -12,6 +12,7 @@ from support.models import bln, tiny, with_random_statistics
 
 import bln_serve
 from bln_serve.cli.export import main
+from bln_serve.cli.inspect import main as inspect_command
 from bln_serve.errors import ArtifactExistsError, UsageError
 from bln_serve.export import export, export_onnx
 from bln_serve.export.selection.record import Selection
@@ -140,6 +141,19 @@ def test_the_command_prints_the_table_and_what_it_wrote(
     assert re.search(r"(?m)^chosen: [PM]{4} as trained", said)
     assert f"wrote {tmp_path}/best.keras" in said
     assert out.exists()
+
+
+def test_the_command_says_what_is_stored_and_so_does_the_file(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, rows = tmp_path / "one.onnx", tmp_path / "rows.npy"
+    np.save(rows, X[:23])
+    assert main([str(model_file), "-o", str(out), "--calibrate", str(rows), "--statistics", "PPPP"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"(?m)^stored statistics: calibrated on rows\.npy \(sha256 [0-9a-f]{12}\), 23 rows$", said)
+    assert "note: --calibrate left out the last 3 of 23 rows: they do not fill a mini-batch of 5\n" in said
+    assert inspect_command([str(out)]) == 0
+    assert 'bln.stored_statistics = {"origin":"calibrated","source":"rows.npy",' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_at_m_1_no_variance_counts_as_estimated() -> None:
     assert (layer.population["batch_var"].numpy() == 1).all()
 
 
+def test_at_m_1_training_on_outdates_what_was_calibrated() -> None:
+    layer = BatchLayerNormalization(1)
+    layer.build((1, *batches(1)[0].shape[1:]))
+    layer.variance_steps.assign(7.0)
+    layer(batches(1, rows=1)[0], training=False)
+    assert layer.variance_steps.numpy() == 7
+    layer(batches(1, rows=1)[0], training=True)
+    assert layer.variance_steps.numpy() == 0
+
+
 def test_an_offset_costs_no_precision_over_many_steps() -> None:
     layer = BatchLayerNormalization(M)
     step = tf.function(lambda x: layer(x, training=True))
