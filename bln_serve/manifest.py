@@ -31,7 +31,7 @@ class StoredStatistics:
         origin: "calibrated" (estimated anew from these rows) or "reference batch" (the own statistics of a mini-batch).
         source: the data's file, without its folder, or the function that returned it.
         sha256: of that file, or of the arrays.
-        rows: how many there were.
+        rows: how many of them were used: whole mini-batches.
     """
 
     origin: str

@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--select",
         metavar=data,
-        help="instead of --statistics: evaluate the 16 policies on these validation rows, x and y, and export the best",
+        help="instead of --statistics: evaluate the 16 policies on these validation rows, x and y, and export the "
+        "best; an artifact keeps the ranking as selection.json and selection.png, with FILE.onnx it is only printed",
     )
     parser.add_argument("--loss", help="a Keras loss to select by (default: the one the model was compiled with)")
     parser.add_argument(
@@ -98,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         help="select only policies whose rows are coupled no more strongly (default: %(default)s)",
     )
     parser.add_argument(
-        "--save-model", metavar="FILE.keras", help="also write the Keras model as it was exported, to train on"
+        "--save-model",
+        metavar="FILE.keras",
+        help="also write the Keras model as it was exported, to train on, to a file other than MODEL.keras",
     )
     parser.add_argument(
         "--mini-batch-rows", type=int, metavar="R", help="rows of a mini-batch where a request names none (default: m)"
@@ -136,6 +139,7 @@ def _export_and_report(arguments: argparse.Namespace) -> int:
     if as_file and arguments.version is not None:
         raise UsageError(f"Expected --version with a model repository. Received: -o {arguments.out}, a single file.")
     labels = _labels(Path(arguments.labels)) if arguments.labels else None
+    replaces_model = bool(arguments.save_model) and Path(arguments.save_model).exists()
     before = versions_in(Path(arguments.out) / (arguments.name or Path(arguments.model).stem))
     selections: list[Any] = []
     with _Stages() as stages:
@@ -172,9 +176,9 @@ def _export_and_report(arguments: argparse.Namespace) -> int:
         print(manifest.to_json().decode(), end="")
         return 0
     for selection in selections:
-        print(table(selection), end="\n\n")
+        print(table(selection, kept=not as_file), end="\n\n")
     if arguments.save_model:
-        print(f"wrote {arguments.save_model}")
+        print(f"{'--force replaced' if replaces_model else 'wrote'} {arguments.save_model}")
     print(_report(manifest, written, stages), end="")
     return 0
 

@@ -6,9 +6,12 @@ at rest (Wu and Johnson, 2021, arXiv 2105.07576, section 3: precise statistics):
     batch mean, batch variance        over all rows that reach it: mean(x), mean((x - mean(x))**2)    (1, ..., d)
     feature mean, feature variance    of each row over its last axis, averaged over the rows of a slot   (m, ..., 1)
 
+Row i of a mini-batch is of slot i; where nothing is positional and a mini-batch may have more rows than m, of slot
+i % m. A slot that no row reaches keeps what it had, and weighs nothing if slots are pooled.
+
 The variance over all rows holds what differs between mini-batches as well, which the mean of their variances does not;
 nothing is corrected for degrees of freedom, since with N rows there is next to nothing to correct. Where m is 1 a
-variance over all rows is the only one there is.
+variance over all rows is the only one there is, and each row is a step.
 
 Layers are calibrated in the order in which they are called, each on what the calibrated layers before it answer under
 the policy that is exported: in service they will.
@@ -29,7 +32,6 @@ from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.observing import Moments, Observer
 from bln_serve.export.saved_model import Callee
 from bln_serve.layers import BatchLayerNormalization
-from bln_serve.statistics import RowCoupling, strongest
 
 OnRun = Callable[[], None]
 """Is told of each run of the model."""
@@ -39,7 +41,13 @@ _INDEPENDENT_RUN_ROWS = 256
 
 
 def calibrate(
-    callee: Callee, frozen: Sequence[FrozenLayer], data: Data, rows: int, on_run: OnRun = lambda: None
+    callee: Callee,
+    frozen: Sequence[FrozenLayer],
+    data: Data,
+    rows: int,
+    on_run: OnRun = lambda: None,
+    *,
+    independent: bool = False,
 ) -> tuple[FrozenLayer, ...]:
     """Estimate what the layers store from data.
 
@@ -49,12 +57,14 @@ def calibrate(
         data: the rows; a last partial mini-batch of them is left out.
         rows: of a mini-batch.
         on_run: is told of each run of the model.
+        independent: whether it is proved that no answer depends on other rows: at m = 1 many rows then share a run.
 
     Returns:
         The same layers with estimates of the data's. A layer that the model never calls keeps its own.
 
     Raises:
-        UsageError: nothing is stored under these policies, or there is not one whole mini-batch.
+        UsageError: nothing is stored under these policies, there is not one whole mini-batch, or the layers do not
+            take mini-batches of so many rows.
         UnsupportedModelError: a layer answers where its rows cannot be looked at.
     """
     if not any(item.policy.stored for item in frozen):
@@ -66,7 +76,12 @@ def calibrate(
         raise UsageError(
             f"Expected at least one mini-batch of {rows} rows for --calibrate. Received: {data.rows} rows."
         )
-    run_rows, found = _run_rows(frozen, rows), {}
+    if problem := freezing.rows_problem(frozen, rows):
+        raise UsageError(
+            f"Expected mini-batches that the layers take for --calibrate. Received: {problem}. Set --mini-batch-rows, "
+            "or take a policy without slots, such as PPMM."
+        )
+    run_rows, found = _run_rows(frozen, rows, independent), {}
     with freezing.applied(callee.model, frozen):
         observer = Observer(callee)
         layers = observer.trace()
@@ -81,14 +96,15 @@ def calibrate(
     return tuple(replace(item, stored=found.get(item.layer)) for item in frozen)
 
 
-def runs(frozen: Sequence[FrozenLayer], data: Data, rows: int) -> int:
+def runs(frozen: Sequence[FrozenLayer], data: Data, rows: int, *, independent: bool = False) -> int:
     """Return how many runs of the model a calibration takes, as `calibrate` does with these arguments."""
-    return len(frozen) * -(-(data.rows - data.rows % rows) // _run_rows(frozen, rows))
+    called = sum(item.called for item in frozen)
+    return called * -(-(data.rows - data.rows % rows) // _run_rows(frozen, rows, independent))
 
 
-def _run_rows(frozen: Sequence[FrozenLayer], rows: int) -> int:
-    independent = strongest(item.statistics for item in frozen)[0] is RowCoupling.INDEPENDENT
-    return _INDEPENDENT_RUN_ROWS if rows == 1 and independent else rows
+def _run_rows(frozen: Sequence[FrozenLayer], rows: int, independent: bool) -> int:
+    single = rows == 1 and all(item.layer.batch_size == 1 for item in frozen)
+    return _INDEPENDENT_RUN_ROWS if single and independent else rows
 
 
 class _Totals:
@@ -96,6 +112,8 @@ class _Totals:
 
     def __init__(self, layer: BatchLayerNormalization) -> None:
         self._m = layer.batch_size
+        self._pooled = layer.feature_slots == "pool"
+        self._before = estimates.read(layer)
         self._calls = 0
         self._rows = 0
         self._mean: Any = 0.0
@@ -119,30 +137,32 @@ class _Totals:
         self._rows = together
 
     def _add_by_slot(self, moments: Moments, rows: int) -> None:
-        if self._m == 1:
-            self._slot_rows += rows
-        elif rows <= self._m:
-            self._slot_rows[:rows] += 1
-        else:  # rows that no policy with slots would have let through
-            return
+        slots = np.arange(rows) % self._m
+        self._slot_rows += np.bincount(slots, minlength=self._m)
         for name, sums in self._slot_sums.items():
-            values = moments[name]
-            sums[:rows] += values.sum(axis=0, keepdims=True) if self._m == 1 else values
+            np.add.at(sums, slots, moments[name])
 
     def estimates(self) -> Estimates:
         """Return what the layer stores from now on."""
-        steps = np.float64(self._calls)
-        found = {
+        steps = np.float64(self._rows if self._m == 1 else self._calls)
+        return {
             "population_batch_mean": self._mean,
             "population_batch_var": self._squares / self._rows,
             "mean_steps": steps,
             "variance_steps": steps,
             "start_new_estimate": np.float64(0.0),
+            **{f"population_{name}": self._slots(name) for name in _FEATURES},
+            "slot_steps": np.where(self._reached | self._pooled, self._slot_rows, self._before["slot_steps"]),
         }
-        if self._slot_rows.any():
-            counts = self._slot_rows.reshape(-1, *(1,) * (next(iter(self._slot_sums.values())).ndim - 1))
-            found |= {f"population_{name}": sums / np.maximum(counts, 1.0) for name, sums in self._slot_sums.items()}
-            found["slot_steps"] = self._slot_rows
+
+    @property
+    def _reached(self) -> NDArray[np.bool_]:
+        return self._slot_rows > 0
+
+    def _slots(self, name: str) -> NDArray[np.float64]:
+        found = self._before[f"population_{name}"].astype(np.float64)
+        rows = self._slot_rows[self._reached].reshape(-1, *[1] * (found.ndim - 1))
+        found[self._reached] = self._slot_sums[name][self._reached] / rows
         return found
 
 

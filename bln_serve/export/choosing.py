@@ -15,10 +15,12 @@ from bln_serve.errors import UsageError
 from bln_serve.export import calibration, data, freezing, reference_batch
 from bln_serve.export.data import Data
 from bln_serve.export.freezing import FrozenLayer
+from bln_serve.export.row_analysis import RowAnalysis
 from bln_serve.export.saved_model import Callee
-from bln_serve.export.selection import candidates, scoring
-from bln_serve.export.selection.record import COUPLING_LIMITS, Selection
+from bln_serve.export.selection import candidates, scoring, variants
+from bln_serve.export.selection.record import COUPLING_LIMITS, Selection, within
 from bln_serve.manifest import StoredStatistics
+from bln_serve.statistics import LayerStatistics
 
 FEATURE_SLOTS = ("keep", "pool")
 
@@ -115,7 +117,7 @@ class Chooser:
         Raises:
             UsageError: the wish does not fit the model, or the data does not.
             UnusableStatisticsError: a layer has no usable estimate of a statistic that its policy stores.
-            UnsupportedModelError: a layer's rows cannot be looked at.
+            UnsupportedModelError: the model cannot be exported, or a layer's rows cannot be looked at.
         """
         model = self.callee.model
         if wish.select is not None:
@@ -130,24 +132,37 @@ class Chooser:
         return made
 
     def _calibrate(self, frozen: tuple[FrozenLayer, ...], rows: Data) -> Choice:
+        analysis = self._analyse(frozen, "--calibrate")
+        frozen = analysis.placed(frozen)
         size = self._mini_batch_rows(frozen, "--calibrate")
+        analysis.require_own_rows(frozen)
         self.on_stage("calibrating")
-        runs = calibration.runs(frozen, rows, size)
-        frozen = calibration.calibrate(self.callee, frozen, rows, size, candidates.Counted(runs, self.on_progress).run)
-        return Choice(frozen, _stored(candidates.CALIBRATED, rows), notes=_dropped(rows, size, "--calibrate"))
+        independent = analysis.is_independent(frozen)
+        count = candidates.Counted(calibration.runs(frozen, rows, size, independent=independent), self.on_progress)
+        frozen = calibration.calibrate(self.callee, frozen, rows, size, count.run, independent=independent)
+        return Choice(
+            frozen, variants.stored(variants.CALIBRATED, rows, size), notes=_dropped(rows, size, "--calibrate")
+        )
 
     def _freeze_at(self, frozen: tuple[FrozenLayer, ...], rows: Data) -> Choice:
+        frozen = self._analyse(frozen, "--reference-batch").placed(frozen)
         self.on_stage("freezing the reference mini-batch")
-        return Choice(reference_batch.freeze_at(self.callee, frozen, rows), _stored(candidates.REFERENCE_BATCH, rows))
+        return Choice(
+            reference_batch.freeze_at(self.callee, frozen, rows),
+            variants.stored(variants.REFERENCE_BATCH, rows, rows.rows),
+        )
 
     def _select(self, wish: Wish) -> Choice:
-        model = self.callee.model
-        size = self._mini_batch_rows(freezing.with_policies(model, None), "--select")
+        frozen = freezing.with_policies(self.callee.model, None, wish.feature_slots)
+        analysis = self._analyse(frozen, "--select")
+        _require_within(wish.coupling, analysis)
+        size = self._mini_batch_rows(analysis.placed(frozen), "--select")
         judge = scoring.scoring(self.given, self.path, wish.loss, wish.metrics)
-        materials = candidates.Materials(
+        materials = variants.Materials(
             validation=self._read(wish.select, "--select", judge),
             scoring=judge,
             rows=size,
+            analysis=analysis,
             calibration=None if wish.calibrate is None else self._read(wish.calibrate, "--calibrate"),
             reference=None if wish.reference_batch is None else self._read(wish.reference_batch, "--reference-batch"),
             feature_slots=wish.feature_slots,
@@ -155,11 +170,11 @@ class Chooser:
         )
         self.on_stage("selecting")
         winner = candidates.select(self.callee, materials, self.on_progress)
-        rows = {candidates.CALIBRATED: materials.calibration, candidates.REFERENCE_BATCH: materials.reference}.get(
+        rows = {variants.CALIBRATED: materials.calibration, variants.REFERENCE_BATCH: materials.reference}.get(
             winner.origin
         )
-        stored = None if rows is None else _stored(winner.origin, rows)
-        left_out = _dropped(materials.calibration, size, "--calibrate") if materials.calibration else ()
+        stored = None if rows is None else variants.stored(winner.origin, rows, size)
+        left_out = _dropped(rows, size, "--calibrate") if rows and winner.origin == variants.CALIBRATED else ()
         return Choice(winner.frozen, stored, winner.selection, (*judge.notes, *left_out))
 
     def _read(self, source: Any, option: str, judge: scoring.Scoring | None = None) -> Data:
@@ -170,22 +185,43 @@ class Chooser:
             rows = rows.with_targets_like(self.callee.twin().output)
         return rows
 
-    def _mini_batch_rows(self, frozen: Sequence[FrozenLayer], option: str) -> int:
-        sizes = sorted({item.layer.batch_size for item in frozen})
-        if not sizes:
+    def _analyse(self, frozen: Sequence[FrozenLayer], option: str) -> RowAnalysis:
+        if not frozen:
             raise UsageError(
                 f"Expected a model with Batch Layer Normalization layers for {option}. Received: one without."
             )
-        if self.rows is None and len(sizes) > 1:
-            raise UsageError(
-                f"Expected --mini-batch-rows for {option}, since the layers were trained with different batch sizes "
-                f"({', '.join(map(str, sizes))}). Received: none."
-            )
-        return self.rows or sizes[0]
+        self.on_stage("analysing the model's rows")
+        return RowAnalysis(self.callee, frozen)
+
+    def _mini_batch_rows(self, frozen: Sequence[FrozenLayer], option: str) -> int:
+        """Return the rows of a request that make every layer's m, unless a number was asked for."""
+        if self.rows is not None:
+            return self.rows
+        layers = [item.statistics for item in frozen if item.called]
+        sizes = {layer.default_rows for layer in layers}
+        size = next(iter(sizes), None)
+        if len(sizes) == 1 and size:
+            return size
+        if None in sizes or not layers:
+            why = "no whole number of a request's rows makes what a layer was trained with"
+        else:
+            why = "the layers were trained with different batch sizes"
+        trained = ", ".join(sorted({_trained(layer) for layer in layers}))
+        raise UsageError(f"Expected --mini-batch-rows for {option}, since {why} ({trained}). Received: none.")
 
 
-def _stored(origin: str, rows: Data) -> StoredStatistics:
-    return StoredStatistics(origin, rows.source, rows.sha256, rows.rows)
+def _trained(layer: LayerStatistics) -> str:
+    return f"{layer.m}, {layer.rows_per_row} for each row" if layer.rows_per_row > 1 else str(layer.m)
+
+
+def _require_within(limit: str, analysis: RowAnalysis) -> None:
+    rest = analysis.rest
+    if not within(limit, rest.row_coupling):
+        raise UsageError(
+            f"Expected a model whose rows --coupling {limit} allows. Received: {rest.row_coupling} rows under every "
+            f"policy, by what is outside of its Batch Layer Normalization layers: {rest.reason}. Allow it with "
+            "--coupling any, or take that out of the model."
+        )
 
 
 def _dropped(rows: Data, size: int, option: str) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from bln_serve.errors import RunError, UnsupportedModelError, UsageError
 from bln_serve.export import coupling, decomposition, embedding, index_ranges, layout, marking, recurrent
-from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, attributes_of, is_op
+from bln_serve.export.custom_ops import BATCH_LAYER_NORMALIZATION, is_op
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.graphs import copy_of
+from bln_serve.export.row_analysis import require_own_rows
 from bln_serve.export.saved_model import Callee
 from bln_serve.export.standard import require_standard
 from bln_serve.export.tf_to_onnx import CONVERTER_OPSET
@@ -63,7 +64,7 @@ def convert(callee: Callee, frozen: Sequence[FrozenLayer], opset: int = CONVERTE
     before = coupling.analyse(marked.model)
     layers = tuple(_layer(item, marked.rows_per_row[item.name]) for item in frozen if item.name in marked.rows_per_row)
     unused = [item.name for item in frozen if item.name not in marked.rows_per_row]
-    _require_own_rows(marked.model, before, layers)
+    require_own_rows(marked.model, before, layers)
     model = layout.sink_transposes(recurrent.lower(marked.model))
     # A run can hold several mini-batches where BLN layers alone couple rows: they know how to keep them apart.
     foreign = coupling.analyse(_with_independent_layers(marked.model))
@@ -95,30 +96,6 @@ def _notes(unused: Sequence[str], foreign: coupling.GraphCoupling) -> Iterator[s
 
 def _layer(item: FrozenLayer, rows_per_row: int) -> LayerStatistics:
     return replace(item.statistics, rows_per_row=rows_per_row)
-
-
-def _require_own_rows(
-    marked: onnx.ModelProto, proved: coupling.GraphCoupling, layers: Sequence[LayerStatistics]
-) -> None:
-    """Make sure that a layer whose rows meet has each request row's entries side by side, and slots for one."""
-    by_name = {layer.name: layer for layer in layers}
-    for node in marked.graph.node:
-        if not is_op(node, BATCH_LAYER_NORMALIZATION):
-            continue
-        layer = by_name[attributes_of(node)["layer"]]
-        if layer.row_coupling is RowCoupling.INDEPENDENT:
-            continue
-        if proved.layer_rows.get(node.name) != layer.rows_per_row:
-            raise UnsupportedModelError(
-                f"Expected axis 0 of layer {layer.name!r} to hold each row's own entries side by side, since its rows "
-                f"meet ({layer.reason}). Received: a model where that cannot be proved. Move the layer before the "
-                "reshape, or take a policy under which rows stay apart: --statistics PPMM."
-            )
-        if layer.slots == 0:
-            raise UnsupportedModelError(
-                f"Expected layer {layer.name!r} to have slots for one row of a request. Received: {layer.m} slots, and "
-                f"{layer.rows_per_row} entries for each row. Take a policy without slots: --statistics PPMM."
-            )
 
 
 def _require_fits(model: onnx.ModelProto, tables: Mapping[str, NDArray[Any]]) -> None:

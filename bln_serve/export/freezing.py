@@ -12,7 +12,7 @@ from bln_serve.errors import UnsupportedModelError, UnusableStatisticsError, Usa
 from bln_serve.export import estimates
 from bln_serve.export.estimates import Estimates
 from bln_serve.layers import BatchLayerNormalization, bln_layers
-from bln_serve.statistics import LayerStatistics, StatisticsPolicy, in_words
+from bln_serve.statistics import LayerStatistics, StatisticsPolicy, in_words, mini_batch_rule
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class FrozenLayer:
         name: the layer's; numbered where layers of different nested models have the same.
         stored: what takes the place of the layer's own estimates, or None to keep them.
         pooled: whether the feature statistics stored by slot are averaged to one for every row.
+        rows_per_row: how many rows of its own one row of a request makes, once that was found out.
+        called: whether inference calls it, once that was found out. If not, it is not exported, and stores what it may.
     """
 
     layer: BatchLayerNormalization
@@ -32,11 +34,13 @@ class FrozenLayer:
     name: str
     stored: Estimates | None = None
     pooled: bool = False
+    rows_per_row: int = 1
+    called: bool = True
 
     @property
     def statistics(self) -> LayerStatistics:
         """What the layer contributes to the model's row coupling."""
-        return LayerStatistics(self.name, self.policy.code, self.layer.batch_size, pooled=self.pooled)
+        return LayerStatistics(self.name, self.policy.code, self.layer.batch_size, self.rows_per_row, self.pooled)
 
 
 def freeze(model: Any, statistics: str | None, feature_slots: str | None = None) -> tuple[FrozenLayer, ...]:
@@ -103,9 +107,21 @@ def problems_of(frozen: Sequence[FrozenLayer]) -> list[tuple[str, str]]:
     return [
         (item.name, problem)
         for item in frozen
+        if item.called
         for statistic in item.policy.stored
         if (problem := unusable(item.layer, statistic, item.stored, pooled=item.pooled))
     ]
+
+
+def rows_problem(frozen: Sequence[FrozenLayer], rows: int) -> str | None:
+    """Return why layers cannot answer mini-batches of `rows` rows of a request, or None if they can."""
+    layers = [item.statistics for item in frozen if item.called]
+    rule = mini_batch_rule(layers, rows)
+    if rule is None or rule.allows(rows, rows):
+        return None
+    if rule.max_rows == 0:
+        return "there are fewer slots than one row of a request takes"
+    return f"mini-batches of {rows} rows, and it takes from {rule.min_rows} to {rule.max_rows or 'any number'}"
 
 
 def _names(layers: Sequence[BatchLayerNormalization]) -> list[str]:

@@ -48,7 +48,13 @@ _CALLERS = (
 )
 
 
-def load(source: Any, architecture: str | Path | Callable[[], Any] | None = None, *, compiled: bool = False) -> Any:
+def load(
+    source: Any,
+    architecture: str | Path | Callable[[], Any] | None = None,
+    *,
+    compiled: bool = False,
+    notes: list[str] | None = None,
+) -> Any:
     """Load a `.keras` or `.h5` file.
 
     Args:
@@ -58,6 +64,7 @@ def load(source: Any, architecture: str | Path | Callable[[], Any] | None = None
             function itself, which returns a built model. It replaces the architecture in the file, if there is one.
         compiled: compile the model as a `.keras` file says, with the optimizer's state, if all that it names is
             trusted and Keras can build it. Otherwise the model comes without, as its `compiled` says.
+        notes: takes why a model that was compiled comes without.
 
     Returns:
         The Keras model, not compiled unless asked for.
@@ -85,7 +92,13 @@ def load(source: Any, architecture: str | Path | Callable[[], Any] | None = None
             "No code that a file names is imported or run: if it is yours, register it with "
             "keras.saving.register_keras_serializable and call bln_serve.export.export on the model from Python."
         )
-    return _loaded(path, compiled and bool(compile_config) and not untrusted_compiled(compile_config))
+    notes = [] if notes is None else notes
+    if not compiled or not compile_config:
+        return _loaded(path, None)
+    if untrusted := untrusted_compiled(compile_config):
+        notes.append(f"{path.name} was compiled with {untrusted[0]}, and no code that a file names is imported or run")
+        return _loaded(path, None)
+    return _loaded(path, notes)
 
 
 def compile_config(path: Path) -> dict[str, Any]:
@@ -145,12 +158,15 @@ def _require_file(path: Path) -> None:
         )
 
 
-def _loaded(path: Path, compiled: bool) -> Any:
+def _loaded(path: Path, compiled: list[str] | None) -> Any:
+    """Load a file, compiled if there is a list, which takes why it cannot be."""
     try:
-        return keras.saving.load_model(path, compile=compiled, safe_mode=True)
+        return keras.saving.load_model(path, compile=compiled is not None, safe_mode=True)
     except Exception as error:  # whatever a damaged or hostile file provokes in Keras, zipfile or h5py
-        if compiled:
-            return _loaded(path, compiled=False)
+        if compiled is not None:
+            model = _loaded(path, None)
+            compiled.append(f"Keras cannot build what {path.name} was compiled with: {_first_line(error)[:200]}")
+            return model
         raise ModelLoadError(f"Keras cannot load {path.name}: {_first_line(error)}") from error
 
 

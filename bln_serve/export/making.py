@@ -5,7 +5,6 @@ load -> choose -> freeze -> convert -> SavedModel -> verify -> samples, manifest
 
 import importlib.metadata
 import platform
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,7 +31,7 @@ from bln_serve.export import (
 from bln_serve.export.choosing import Choice, Chooser, Wish
 from bln_serve.export.conversion import Conversion
 from bln_serve.export.request_rows import RequestRows
-from bln_serve.export.selection import plot, report, scoring
+from bln_serve.export.selection import plot, report
 from bln_serve.export.selection.record import Selection
 from bln_serve.manifest import FILE_NAME as MANIFEST
 from bln_serve.manifest import Manifest, read_manifest
@@ -65,7 +64,7 @@ class Order:
         on_progress: is told how many of how many steps of what began are done.
         on_selection: is told how the candidates of a selection rank.
         save_model: where to write the Keras model with the statistics that are exported, or None.
-        with_saved_model: whether to write a SavedModel beside the ONNX model.
+        as_artifact: whether a SavedModel and the files of a selection belong beside the ONNX model.
     """
 
     model_or_path: Any
@@ -81,7 +80,7 @@ class Order:
     on_progress: OnProgress
     on_selection: Callable[[Selection], None]
     save_model: Path | None = None
-    with_saved_model: bool = True
+    as_artifact: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,10 @@ def make(order: Order, folder: Path) -> Manifest:
     """
     order.on_stage("loading the model")
     path = Path(order.model_or_path) if isinstance(order.model_or_path, str | Path) else None
-    if path and order.wish.select is not None:
-        scoring.compiled(path, order.wish.loss, order.wish.metrics)  # before anything that takes time
-    loaded = loading.load(path or order.model_or_path, order.architecture, compiled=order.save_model is not None)
+    said: list[str] = []
+    compiled = order.save_model is not None
+    loaded = loading.load(path or order.model_or_path, order.architecture, compiled=compiled, notes=said)
+    source_sha256 = sha256(path) if path else None
     model = saved_model.functional(loaded)
     callee = _described(model, order)
     chooser = Chooser(callee, loaded, path, order.mini_batch_rows, order.on_stage, order.on_progress)
@@ -120,14 +120,15 @@ def make(order: Order, folder: Path) -> Manifest:
         rows = request_rows.choose(converted, order.mini_batch_rows)
         made = _Made(_with_index_ranges(callee, converted), choice, converted, rows)
         _write_onnx(made, folder / ONNX_MODEL, order.name)
-        if order.with_saved_model:
+        if order.as_artifact:
             order.on_stage("writing the SavedModel")
             saved_model.write(callee, folder)
         order.on_stage("verifying")
         found = _verify(made, folder, order)
         if order.save_model:
-            _save(loaded, order.save_model)
-    if choice.selection:
+            loaded.save(order.save_model)
+            said = [f"{order.save_model.name} is not compiled: {each}" for each in said]
+    if choice.selection and order.as_artifact:
         order.on_stage("drawing the selection")
         report.write(choice.selection, folder / SELECTION_JSON)
         plot.write(choice.selection, folder / SELECTION_PNG)
@@ -137,7 +138,7 @@ def make(order: Order, folder: Path) -> Manifest:
         name=order.name,
         version=order.version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source_sha256=sha256(path) if path else None,
+        source_sha256=source_sha256,
         signature=made.callee.signature,
         tolerance=order.tolerance,
         checks=found.report.checks,
@@ -146,7 +147,7 @@ def make(order: Order, folder: Path) -> Manifest:
         row_coupling_path=converted.coupling.path,
         several_mini_batches=converted.several_mini_batches,
         sensitivity=found.sensitivity,
-        notes=(*choice.notes, *converted.notes, *found.notes),
+        notes=(*choice.notes, *said, *converted.notes, *found.notes),
         stored_statistics=choice.stored,
     )
     write_atomically(folder / MANIFEST, manifest.to_json())
@@ -195,20 +196,11 @@ def _write_onnx(made: _Made, path: Path, name: str) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _save(model: Any, path: Path) -> None:
-    """Write a Keras model whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bln-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
-        model.save(written)
-        written.replace(path)
-
-
 def _verify(made: _Made, folder: Path, order: Order) -> parity.Parity:
     converted, tolerance = made.converted, order.tolerance
     subject = parity.Subject(made.callee, made.rows.layers, made.rows.rule, converted.coupling.row_coupling, tolerance)
     engines = [parity.Engine("ONNX", OnnxSession(folder / ONNX_MODEL).run, converted.several_mini_batches)]
-    if order.with_saved_model:
+    if order.as_artifact:
         engines.insert(0, parity.Engine("SavedModel", saved_model.read(folder), takes_several=True))
     found = parity.verify(subject, engines)
     report = VerificationReport(

@@ -31,6 +31,7 @@ class Observer:
         self._callee = callee
         self.layers: list[BatchLayerNormalization] = []
         """In the order of their first calls; known once `trace` was called."""
+        self._refusal: UnsupportedModelError | None = None
         self._run = tf.function(self._traced, autograph=False, jit_compile=False)
 
     def trace(self) -> list[BatchLayerNormalization]:
@@ -39,7 +40,12 @@ class Observer:
         Raises:
             UnsupportedModelError: a layer answers inside a loop of the graph, where nobody can look.
         """
-        self._run = self._run.get_concrete_function(self._callee.tensor_specs())
+        try:
+            self._run = self._run.get_concrete_function(self._callee.tensor_specs())
+        except Exception:
+            if self._refusal is not None:  # Keras puts the arguments of the call, and colours, around what it says
+                raise self._refusal from None
+            raise
         return self.layers
 
     def __call__(self, inputs: Sequence[Any]) -> list[list[Moments]]:
@@ -53,10 +59,11 @@ class Observer:
 
         def observe(layer: BatchLayerNormalization, x: Any) -> Any:
             if x.graph is not graph:
-                raise UnsupportedModelError(
+                self._refusal = UnsupportedModelError(
                     f"Expected every Batch Layer Normalization layer outside of loops. Received: {layer.name!r} inside "
                     "one, where its rows cannot be looked at. Unroll it."
                 )
+                raise self._refusal
             seen.setdefault(layer, []).append(_moments(x))
             return layer._infer(x)
 

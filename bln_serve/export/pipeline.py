@@ -13,9 +13,10 @@ import onnx
 
 from bln_serve.artifact import ONNX_MODEL, Artifact, write_atomically
 from bln_serve.errors import ArtifactExistsError, UsageError
-from bln_serve.export import deployment
+from bln_serve.export import deployment, places
 from bln_serve.export.choosing import Wish
 from bln_serve.export.making import OnProgress, OnStage, Order, make
+from bln_serve.export.selection import scoring
 from bln_serve.export.selection.record import Selection
 from bln_serve.export.staging import exists, put_in_place, staging
 from bln_serve.export.tf_to_onnx import CONVERTER_OPSET
@@ -43,7 +44,8 @@ class ExportOptions(TypedDict, total=False):
         loss: a Keras loss to select by; by default the one that the model was compiled with.
         metrics: Keras metrics to show beside it; by default those that the model was compiled with.
         coupling: the strongest row coupling that may be selected: "independent", "positional" or "any".
-        save_model: a `.keras` file to write, with the statistics that are exported, to train on.
+        save_model: a `.keras` file to write, with the statistics that are exported, to train on; not the one that
+            the model is read from. It is written last, and not if the export fails.
         mini_batch_rows: rows of a mini-batch where a request names none; by default what makes every layer's m, and
             needed where rows are coupled and there is no such number.
         opset: of the ONNX model's standard operators, 18 or higher.
@@ -52,7 +54,7 @@ class ExportOptions(TypedDict, total=False):
         force: replace what is there already, and allow a wider tolerance.
         on_stage: is told what begins, for a progress display.
         on_progress: is told how many of how many steps of it are done, where that is known.
-        on_selection: is told how the candidates of `select` rank.
+        on_selection: is told how the candidates of `select` rank, which an artifact keeps.
     """
 
     architecture: str | Path | Callable[[], Any] | None
@@ -108,8 +110,12 @@ def export(
     force = options.get("force", False)
     if target.exists() and not force:
         raise exists(target)
-    with staging(target) as stage:
-        manifest = make(replace(order, version=version), stage)
+    if order.save_model and target.absolute() in order.save_model.absolute().parents:
+        raise UsageError(
+            f"Expected --save-model outside of the version's folder, {target}. Received: {order.save_model}"
+        )
+    with places.made(Path(out)), places.coming(order.save_model) as saved, staging(target) as stage:
+        manifest = make(replace(order, version=version, save_model=saved), stage)
         with deployment.publishing(folder, manifest):
             put_in_place(stage, target, replace=force)
     return Artifact.open(target)
@@ -131,12 +137,15 @@ def export_onnx(model_or_path: Any, path: str | Path, **options: Unpack[ExportOp
         ArtifactExistsError: the file is there already, and `force` is not given.
     """
     path = Path(path)
-    order = replace(_order(model_or_path, options), with_saved_model=False)
+    order = replace(_order(model_or_path, options), as_artifact=False)
     if path.exists() and not options.get("force", False):
         raise ArtifactExistsError(f"Expected no file at {path}. Received: one. Replace it with --force.")
-    with tempfile.TemporaryDirectory(prefix="bln-export-") as folder:
-        manifest = make(order, Path(folder))
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        places.made(path.parent),
+        places.coming(order.save_model) as saved,
+        tempfile.TemporaryDirectory(prefix="bln-export-") as folder,
+    ):
+        manifest = make(replace(order, save_model=saved), Path(folder))
         write_atomically(path, (Path(folder) / ONNX_MODEL).read_bytes())
     return manifest
 
@@ -157,6 +166,10 @@ def _order(model_or_path: Any, options: ExportOptions) -> Order:
     chosen: dict[str, Any] = {key: value for key, value in options.items() if key in Wish.__annotations__}
     wish = Wish(**chosen)
     wish.check()
+    source = Path(model_or_path) if isinstance(model_or_path, str | Path) else None
+    save_model = places.keras_file(options.get("save_model"), source, force)
+    if wish.select is not None:
+        scoring.compiled(source or model_or_path, wish.loss, wish.metrics)  # before anything that takes time
     return Order(
         model_or_path=model_or_path,
         architecture=options.get("architecture"),
@@ -170,19 +183,8 @@ def _order(model_or_path: Any, options: ExportOptions) -> Order:
         on_stage=options.get("on_stage", lambda _: None),
         on_progress=options.get("on_progress", lambda *_: None),
         on_selection=options.get("on_selection", lambda _: None),
-        save_model=_keras_file(options.get("save_model"), force),
+        save_model=save_model,
     )
-
-
-def _keras_file(path: str | Path | None, force: bool) -> Path | None:
-    if path is None:
-        return None
-    path = Path(path)
-    if path.suffix != ".keras":
-        raise UsageError(f"Expected --save-model with a file NAME.keras. Received: {path}")
-    if path.exists() and not force:
-        raise ArtifactExistsError(f"Expected no file at {path}. Received: one. Replace it with --force.")
-    return path
 
 
 def _name(model_or_path: Any) -> str:

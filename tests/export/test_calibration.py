@@ -140,6 +140,56 @@ def test_at_m_1_every_row_counts_and_both_variances_become_usable(policy: str, t
     assert np.isfinite(bln_serve.load(artifact.path).predict(x)).all()
 
 
+def layer_alone(m: int, policy: str) -> keras.Model:
+    inputs = keras.Input((3,))
+    return with_random_statistics(keras.Model(inputs, bln(m, policy, "bln")(inputs)))
+
+
+@pytest.mark.parametrize("rows", [5, 20])
+def test_pooled_slots_take_mini_batches_of_any_size(rows: int) -> None:
+    model, x = layer_alone(M, "PPPP"), X[:40, 0, :3]
+    callee = saved_model.describe(model)
+    frozen = freezing.with_policies(model, "PPPP", "pool")
+    (item,) = calibration.calibrate(callee, frozen, data.read(x, callee.signature, targets=False), rows)
+    assert item.stored is not None
+    mean, var = reference.feature_statistics(x.astype(np.float64))
+    for name, wanted in (("population_feature_mean", mean), ("population_feature_var", var)):
+        np.testing.assert_allclose(item.stored[name], wanted.reshape(8, M, 1).mean(axis=0), rtol=RTOL, atol=ATOL)
+    np.testing.assert_array_equal(item.stored["slot_steps"], np.full(M, 8.0))
+
+
+@pytest.mark.parametrize(("slots", "steps"), [("keep", 4.0), ("pool", 0.0)])
+def test_a_slot_that_no_row_reaches_keeps_what_it_had(slots: str, steps: float) -> None:
+    model, x = layer_alone(M, "PPPP"), X[:42, 0, :3]
+    (layer,) = bln_layers(model)
+    callee = saved_model.describe(model)
+    frozen = freezing.with_policies(model, "PPPP", slots)
+    (item,) = calibration.calibrate(callee, frozen, data.read(x, callee.signature, targets=False), 3)
+    assert item.stored is not None
+    kept = layer.population_feature_mean.numpy()
+    np.testing.assert_array_equal(item.stored["population_feature_mean"][3:], kept[3:])
+    assert np.abs(item.stored["population_feature_mean"][:3] - kept[:3]).min() > 1e-3
+    # Pooled, what is not of the data weighs nothing.
+    np.testing.assert_array_equal(item.stored["slot_steps"], [14.0, 14.0, 14.0, steps, steps])
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_at_m_1_each_row_is_a_step(independent: bool) -> None:
+    model, x = single_rows("PPMM"), X[:20, 0, :3]
+    callee = saved_model.describe(model)
+    rows, frozen = data.read(x, callee.signature, targets=False), freezing.with_policies(model, "PPMM")
+    told: list[int] = []
+    (item,) = calibration.calibrate(callee, frozen, rows, 1, lambda: told.append(1), independent=independent)
+    assert item.stored is not None
+    assert [float(item.stored[name].sum()) for name in ("mean_steps", "variance_steps", "slot_steps")] == [20.0] * 3
+    assert len(told) == calibration.runs(frozen, rows, 1, independent=independent) == (1 if independent else 20)
+
+
+def test_mini_batches_of_more_rows_than_slots_are_refused() -> None:
+    with pytest.raises(UsageError, match="Received: mini-batches of 8 rows, and it takes from 1 to 5. Set --mini-b"):
+        calibrated(tiny("PPPP", M, "tiny"), "PPPP", rows=8)
+
+
 def test_nothing_stored_is_nothing_to_calibrate() -> None:
     with pytest.raises(UsageError, match="Expected a policy that stores statistics for --calibrate. Received: mini-b"):
         calibrated(tiny("MMMM", M, "tiny"), "MMMM")
@@ -173,6 +223,31 @@ def test_a_layer_inside_a_loop_cannot_be_looked_at() -> None:
     model = with_random_statistics(keras.Model(inputs, InALoop()(inputs)))
     with pytest.raises(UnsupportedModelError, match="outside of loops. Received: 'bln' inside one"):
         calibrated(model, "PPMM", X[:, 0])
+
+
+def test_a_refusal_inside_a_keras_layer_is_told_as_it_was_meant() -> None:
+    """Keras puts the arguments of the call, and colours, around what is raised inside of it."""
+    inputs = keras.Input((6, 4))
+    model = keras.Model(inputs, layers.RNN(Cell())(inputs))
+    with pytest.raises(UnsupportedModelError, match="^Expected every .* Received: 'bln' inside one.*Unroll it.$"):
+        calibrated(with_random_statistics(model), "PPMM")
+
+
+class Cell(keras.layers.Layer):
+    """A recurrent cell that is a BLN layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bln = bln(M, "PPMM", "bln")
+        self.state_size = self.output_size = 4
+
+    def build(self, _: Any) -> None:
+        self.bln.build((None, 4))
+        self.built = True
+
+    def call(self, inputs: Any, states: Any) -> Any:
+        y = self.bln(inputs + states[0])
+        return y, [y]
 
 
 def test_a_layer_called_once_a_time_step_counts_every_step() -> None:

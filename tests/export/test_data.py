@@ -294,6 +294,24 @@ def refused(source: Any, sentence: str, signature: ModelSignature = ONE, targets
         read(source, signature, targets=targets)
 
 
+@pytest.mark.parametrize("targets", [True, False])
+@pytest.mark.parametrize("form", ["file", "mapping", "dataset", "three"])
+def test_sample_weights_are_refused_in_every_form(form: str, targets: bool, x, y, tmp_path: Path) -> None:
+    arrays = {"x": x, "y": y, "sample_weight": np.ones(len(y))}
+    source: Any = {
+        "file": lambda: save(tmp_path / "weighted.npz", **arrays),
+        "mapping": lambda: arrays,
+        "dataset": lambda: tf.data.Dataset.from_tensor_slices(arrays).batch(4),
+        "three": lambda: tuple(arrays.values()),
+    }[form]()
+    refused(source, r"Sample weights are not taken", targets=targets)
+
+
+def test_an_input_may_be_called_sample_weight(x) -> None:
+    signature = ModelSignature((TensorSpec("sample_weight", "float32", ONE.inputs[0].shape),), ONE.outputs)
+    assert same(read({"sample_weight": x}, signature, targets=False), [x], None)
+
+
 def test_arrays_of_other_names(x, y, two, tmp_path: Path) -> None:
     path = save(tmp_path / "val.npz", images=x, labels=y)
     refused(

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 from support.models import bln, tiny, two_inputs, with_random_statistics
 
-from bln_serve.errors import UnsupportedModelError
+from bln_serve.errors import UnsupportedModelError, UsageError
 from bln_serve.export import data, freezing, saved_model
 from bln_serve.export.selection import evaluation, scoring, side_by_side
 from bln_serve.export.selection.evaluation import Evaluation, Evaluator
@@ -138,6 +138,75 @@ def test_what_the_layers_add_to_the_loss_counts() -> None:
     model = tiny("PPMM", M, "tiny")
     model.layers[-1].kernel_regularizer = keras.regularizers.L2(0.1)
     require_as_keras(compiled(model), X, LABELS)
+
+
+def test_outputs_with_a_mask_count_what_is_not_padded() -> None:
+    keras.utils.set_random_seed(5)
+    words = keras.Input((6,), dtype="int32")
+    y = bln(M, "PPMM", "bln")(layers.Embedding(9, 4, mask_zero=True)(words))
+    model = keras.Model(words, layers.Dense(3)(layers.LSTM(4, return_sequences=True)(y)))
+    x = GENERATOR.integers(0, 3, (ROWS, 6)).astype(np.int32)
+    require_as_keras(compiled(with_random_statistics(model)), x, GENERATOR.integers(0, 3, (ROWS, 6)))
+
+
+def test_what_layers_find_in_rows_and_add_to_the_loss_counts() -> None:
+    x = keras.Input((6, 4))
+    y = layers.Dense(3, activity_regularizer=keras.regularizers.L2(0.1))(layers.Flatten()(bln(M, "PPMM", "bln")(x)))
+    require_as_keras(compiled(with_random_statistics(keras.Model(x, y))), X, LABELS)
+
+
+class Counting(keras.layers.Layer):
+    """Has a metric of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = keras.metrics.Mean(name="seen")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+def test_a_metric_of_a_layer_is_its_own_business() -> None:
+    x = keras.Input((6, 4))
+    y = layers.Dense(3)(layers.Flatten()(bln(M, "PPMM", "bln")(Counting()(x))))
+    model = compiled(with_random_statistics(keras.Model(x, y)))
+    _, found = evaluated(model, X, LABELS)
+    assert list(found[0].metrics) == ["accuracy"]
+
+
+def test_a_metric_of_several_numbers_is_refused_before_any_work() -> None:
+    model = compiled(tiny("PPMM", M, "tiny"), "mse", [keras.metrics.F1Score()])
+    with pytest.raises(UsageError, match=r"Expected metrics of one number. Received: 'f1_score', which gives \(3,\)"):
+        evaluated(model, X, np.eye(3, dtype=np.float32)[LABELS])
+
+
+def test_every_run_is_told_of_once_and_what_telling_raises_is_raised() -> None:
+    for build in (residual, centred):  # side by side, and not
+        model = compiled(with_random_statistics(build()))
+        told: list[int] = []
+        callee = saved_model.describe(model)
+        rows = data.read((X, LABELS), callee.signature, targets=True)
+        evaluator = Evaluator(callee, scoring.scoring(model, None, None, []), rows, M)
+        candidates = [freezing.with_policies(model, policy) for policy in ("PPPP", "PPMM", "MMMM")]
+        evaluator(candidates, lambda told=told: told.append(1))
+        assert len(told) == 3 * evaluator.mini_batches
+        with pytest.raises(RuntimeError, match="of the one who is told"):
+            evaluator(candidates, raising)
+
+
+def raising() -> None:
+    raise RuntimeError("of the one who is told")
+
+
+def test_large_activations_are_not_held_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of candidates, down to one, get the same losses."""
+    model = compiled(tiny("PPMM", M, "tiny"))
+    _, whole = evaluated(model, X, LABELS)
+    for most in (5 * evaluation._bytes_a_row(saved_model.describe(model)) * M, 1):
+        monkeypatch.setattr(evaluation, "_MOST_BYTES", most)
+        _, parts = evaluated(model, X, LABELS)
+        for one, other in zip(parts, whole, strict=True):
+            np.testing.assert_allclose(one.losses, other.losses, rtol=RTOL, atol=ATOL)
 
 
 def test_side_by_side_is_taken_where_it_can_be_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

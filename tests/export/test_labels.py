@@ -94,6 +94,21 @@ def test_categorical() -> None:
         check(CLASSES, np.array([0, 1, 2]), keras.losses.CategoricalCrossentropy())
 
 
+@pytest.mark.parametrize("loss", ["crossentropy", "ce", "CE"])
+def test_a_crossentropy_that_keras_chooses_by_the_shapes(loss: str) -> None:
+    for good, bad, signature, message in (
+        (np.array([0, 2]), np.array([0, 3]), CLASSES, "'class' .* a whole number from 0 to 2. Received: 3 in row 1"),
+        (np.array([[0], [2]]), np.array([[0], [3]]), CLASSES, "'class' .* from 0 to 2. Received: 3 in row 1"),
+        (np.array([0, 1]), np.array([0, 2]), BINARY, "'yes' .* to be from 0 to 1. Received: 2 in row 1"),
+        (np.eye(3), None, CLASSES, ""),
+        (np.zeros((2, 4), int), np.full((2, 4), 3), STEPS, "'words' .* from 0 to 2. Received: 3 in row 0"),
+    ):
+        check(signature, good, loss)
+        if bad is not None:
+            with pytest.raises(UsageError, match=message):
+                check(signature, bad, loss)
+
+
 @pytest.mark.parametrize("loss", ["mse", keras.losses.Huber(), lambda y, p: y - p, None])
 def test_other_losses_take_any_numbers(loss: Any) -> None:
     check(CLASSES, np.full((2, 3), -7.5), loss)

@@ -137,8 +137,10 @@ def test_a_model_is_compiled_where_that_is_asked_for(tmp_path: Path) -> None:
     model.fit(x, np.ones((5, 3)), batch_size=5, verbose=0)
     model.save(tmp_path / "model.keras")
     assert not load(tmp_path / "model.keras").compiled
-    loaded = load(tmp_path / "model.keras", compiled=True)
+    notes: list[str] = []
+    loaded = load(tmp_path / "model.keras", compiled=True, notes=notes)
     assert loaded.compiled
+    assert notes == []
     assert int(loaded.optimizer.iterations) == 1
     for one, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -156,8 +158,10 @@ def test_what_a_model_was_compiled_with_is_not_imported(
     monkeypatch.syspath_prepend(tmp_path)
     rewrite_config(model_file, compiled_like({part: [item] if "metrics" in part else item}))
     assert untrusted_compiled(compile_config(model_file)) == (named,)
-    model = load(model_file, compiled=True)
+    notes: list[str] = []
+    model = load(model_file, compiled=True, notes=notes)
     assert (model.name, model.compiled) == ("tiny", False)
+    assert notes == [f"model.keras was compiled with {named}, and no code that a file names is imported or run"]
     assert "hostile" not in sys.modules
     assert not (tmp_path / "ran").exists()
 
@@ -172,14 +176,18 @@ def test_what_a_model_was_compiled_with_is_not_imported(
     ids=["unknown function", "arguments", "key"],
 )
 def test_what_keras_cannot_compile_is_loaded_without(part: dict, model_file: Path) -> None:
-    model = load(rewrite_config(model_file, compiled_like(part)), compiled=True)
+    notes: list[str] = []
+    model = load(rewrite_config(model_file, compiled_like(part)), compiled=True, notes=notes)
     assert (model.name, model.compiled) == ("tiny", False)
+    assert [note.partition(": ")[0] for note in notes] == ["Keras cannot build what model.keras was compiled with"]
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")  # the config alone was compiled
 def test_a_file_says_what_it_was_compiled_with(model_file: Path) -> None:
     assert compile_config(model_file) == {}
-    assert not load(model_file, compiled=True).compiled
+    notes: list[str] = []
+    assert not load(model_file, compiled=True, notes=notes).compiled
+    assert notes == []  # nothing is lost
     rewrite_config(model_file, compiled_like({}))
     assert compile_config(model_file)["loss"] == "mse"
     assert untrusted_compiled(compile_config(model_file)) == ()

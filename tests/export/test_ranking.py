@@ -13,6 +13,8 @@ from support.selections import NEVER, entry, ranked, sixteen
 
 from bln_serve.errors import UsageError
 from bln_serve.export.selection.ranking import COUPLING_LIMITS, Selection
+from bln_serve.export.selection.record import figure
+from bln_serve.manifest import StoredStatistics
 from bln_serve.statistics import ALL_POLICIES, RowCoupling
 
 # Sums of a few float64 near 1, in another order: 1e-12 is thousands of their units in the last place.
@@ -73,12 +75,37 @@ def test_the_standard_error_is_that_of_the_paired_differences() -> None:
     assert unpaired > 5 * expected
 
 
-def test_one_mini_batch_has_no_standard_error_and_the_lowest_loss_wins() -> None:
-    found = ranked({"MMMM": [1.0], "PPMM": [1.0 + 1e-9], "PPPP": NEVER})
-    assert chosen(found) == "MMMM as trained"
-    assert [each.standard_error for each in found.entries] == pytest.approx([0, nan, None], nan_ok=True)
+@pytest.mark.parametrize("more", [1e-9, 5.0])
+def test_one_mini_batch_has_no_standard_error_and_the_weakest_coupling_wins(more: float) -> None:
+    found = ranked({"MMMM": [1.0], "PPMM": [1.0 + more], "PPMM calibrated": [7.0], "PPPP": [1.0], "PPPM": NEVER})
+    assert chosen(found) == "PPMM as trained"
+    assert [each.standard_error for each in found.entries] == pytest.approx([0, nan, nan, nan, None], nan_ok=True)
     assert isnan(found.best[0].standard_error)
-    assert found.reason.endswith("costs 1.00e-09 more, and there is no standard error to judge it by")
+    assert found.reason == (
+        f"PPMM as trained: its loss is {figure(more)} above that of PPPP as trained, which a single mini-batch cannot "
+        "tell from noise, and its rows are independent"
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "coupling", "expected"),
+    [
+        ({"MMMM": [1.0], "PPPP": [2.0], "PPMM": [nan]}, "any", "PPPP"),
+        ({"MMMM": [1.0], "PPPP": [2.0], "PPMM": [3.0]}, "independent", "PPMM"),
+        ({"MMMM": [1.0], "PPPP": [2.0]}, "positional", "PPPP"),
+        ({"MMMM": [3.0], "PPMM": [2.0]}, "any", "PPMM"),
+    ],
+)
+def test_one_mini_batch_within_the_limit(losses: Any, coupling: str, expected: str) -> None:
+    found = ranked(losses, coupling=coupling)
+    assert chosen(found) == f"{expected} as trained"
+    assert ("a single mini-batch" in found.reason) == (found.chosen != found.reference)
+
+
+def test_a_difference_whose_deviation_overflows_is_not_taken_for_noise() -> None:
+    found = ranked({"MMMM": [1.0, 1.0], "PPMM": [1e300, 2.0]})
+    assert chosen(found) == "MMMM as trained"
+    assert found.reason.endswith("costs 5.00e+299 more, and there is no standard error to judge it by")
 
 
 @pytest.mark.parametrize("broken", [nan, inf])
@@ -210,6 +237,9 @@ def test_the_facts() -> None:
     assert (found.rows, found.dropped_rows, found.mini_batch_rows, found.mini_batches) == (57, 7, 25, 2)
     assert found.evaluated == "50 rows in 2 mini-batches of 25"
     assert (found.feature_slots, found.coupling, found.loss, found.metrics) == ("pool", "any", "mse", ("accuracy",))
+    assert found.variants == ()
+    stored = StoredStatistics("calibrated", "rows.npz", "cd" * 32, 50)
+    assert ranked({"PPMM": [1, 2]}, variants=[stored]).variants == (stored,)
 
 
 def test_the_couplings_are_those_of_the_sixteen() -> None:
@@ -239,10 +269,10 @@ def by_hand(losses: dict[str, list[float]], coupling: str) -> str:
                 count = len(apart)
                 mean = sum(apart) / count
                 squares = sum((each - mean) ** 2 for each in apart)
-                # mean <= sqrt(squares / (count - 1) / count), of numbers not below 0
-                if code == lowest or (count > 1 and mean**2 * (count - 1) * count < squares * (1 - 1e-9)):
+                # mean <= sqrt(squares / (count - 1) / count), of numbers not below 0; one mini-batch tells nothing
+                if code == lowest or count == 1 or mean**2 * (count - 1) * count < squares * (1 - 1e-9):
                     return code
-                if count > 1 and abs(mean**2 * (count - 1) * count - squares) <= 1e-9 * squares and squares:
+                if abs(mean**2 * (count - 1) * count - squares) <= 1e-9 * squares and squares:
                     return ""  # on the edge, where rounding decides
                 break
     raise AssertionError

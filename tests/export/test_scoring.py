@@ -356,6 +356,19 @@ def test_binary_metrics_of_logits_are_those_of_their_probabilities(ending: str |
     assert found["AUC"] == pytest.approx(ranks, abs=0.02, rel=0)  # Keras has 200 thresholds
 
 
+@pytest.mark.parametrize("name", ["F1Score", "f1_score", "FBetaScore"])
+def test_a_metric_of_a_number_a_class_is_their_mean_and_says_so(name: str) -> None:
+    model = classifier("softmax")
+    x, y = rows()
+    score = scoring(model, None, "categorical_crossentropy", [name])
+    found = evaluated(model, score, x, np.eye(3)[y])
+    answers = model.predict(x, verbose=0).argmax(-1)
+    right = [((answers == each) & (y == each)).sum() for each in range(3)]
+    by_class = [2 * right[each] / max(((answers == each).sum() + (y == each).sum()), 1) for each in range(3)]
+    assert found[name] == pytest.approx(np.mean(by_class), rel=RTOL, abs=1e-6)
+    assert f"{name} is the mean of the classes', each counting the same (average='macro')" in score.notes
+
+
 def test_a_metric_by_name_follows_the_compiled_loss(tmp_path: Path) -> None:
     model = classifier()
     path = saved(model, tmp_path, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["mse"])

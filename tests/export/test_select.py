@@ -1,6 +1,8 @@
 """--select: what competes, what is taken, what is kept of it, and what is refused before any work."""
 
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,18 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from support.keras_files import compiled_like, function, rewrite_config
 from support.models import bln, tiny, with_random_statistics
 
 import bln_serve
+from bln_serve.artifact import sha256
 from bln_serve.cli.export import main
 from bln_serve.cli.inspect import main as inspect_command
 from bln_serve.errors import ArtifactExistsError, UsageError
 from bln_serve.export import export, export_onnx
+from bln_serve.export.selection import plot
 from bln_serve.export.selection.record import Selection
-from bln_serve.export.selection.report import read_selection
+from bln_serve.export.selection.report import read_selection, table
 from bln_serve.layers import bln_layers
 from bln_serve.statistics import ALL_POLICIES, RowCoupling, StatisticsPolicy
 
@@ -96,6 +101,7 @@ def test_calibrated_and_reference_variants_compete(tmp_path: Path) -> None:
     chosen = selection.entries[selection.chosen]
     stored = artifact.manifest.stored_statistics
     assert (stored.origin if stored else "as trained") == chosen.origin
+    assert [(each.origin, each.rows) for each in selection.variants] == [("calibrated", 50), ("reference batch", M)]
     # What is exported is what was evaluated, whatever it was.
     assert loss_of(keras.saving.load_model(tmp_path / "best.keras")) == pytest.approx(chosen.loss, rel=RTOL)
     exported = bln_serve.load(artifact.path).predict(X[:40], mini_batch_rows=M)
@@ -129,8 +135,13 @@ def test_at_m_1_calibration_repairs_what_training_cannot_estimate(tmp_path: Path
 
 
 def test_the_command_prints_the_table_and_what_it_wrote(
-    model_file: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_file: Path,
+    data_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(plot, "write", None)  # a single file keeps no picture, and none is drawn
     out = tmp_path / "one.onnx"
     options = ["--select", str(data_file), "--metric", "accuracy", "--save-model", str(tmp_path / "best.keras")]
     assert main([str(model_file), "-o", str(out), *options]) == 0
@@ -140,7 +151,22 @@ def test_the_command_prints_the_table_and_what_it_wrote(
     assert "dropped the last 3 rows: they do not fill a mini-batch of 5" in said
     assert re.search(r"(?m)^chosen: [PM]{4} as trained", said)
     assert f"wrote {tmp_path}/best.keras" in said
-    assert out.exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["best.keras", "one.onnx"]
+
+
+def test_force_says_what_it_replaced_and_a_note_what_is_lost(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign, best = tmp_path / "foreign.keras", tmp_path / "best.keras"
+    shutil.copy(model_file, foreign)
+    best.write_text("old")
+    rewrite_config(foreign, compiled_like({"loss": function("hostile", "loss")}))
+    options = ["--statistics", "PPMM", "--save-model", str(best), "--force"]
+    assert main([str(foreign), "-o", str(tmp_path / "one.onnx"), *options]) == 0
+    said = capsys.readouterr().out
+    assert f"\n--force replaced {best}\n" in f"\n{said}"
+    assert "note: best.keras is not compiled: foreign.keras was compiled with hostile.loss, and no code that" in said
+    assert not keras.saving.load_model(best).compiled
 
 
 def test_the_command_says_what_is_stored_and_so_does_the_file(
@@ -150,7 +176,7 @@ def test_the_command_says_what_is_stored_and_so_does_the_file(
     np.save(rows, X[:23])
     assert main([str(model_file), "-o", str(out), "--calibrate", str(rows), "--statistics", "PPPP"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"(?m)^stored statistics: calibrated on rows\.npy \(sha256 [0-9a-f]{12}\), 23 rows$", said)
+    assert re.search(r"(?m)^stored statistics: calibrated on rows\.npy \(sha256 [0-9a-f]{12}\), 20 rows$", said)
     assert "note: --calibrate left out the last 3 of 23 rows: they do not fill a mini-batch of 5\n" in said
     assert inspect_command([str(out)]) == 0
     assert 'bln.stored_statistics = {"origin":"calibrated","source":"rows.npy",' in capsys.readouterr().out
@@ -184,8 +210,14 @@ def test_a_model_without_a_loss_is_refused_before_any_work(
     tmp_path: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny("MMMM", M, "tiny").save(tmp_path / "tiny.keras")
-    assert main([str(tmp_path / "tiny.keras"), "-o", str(tmp_path), "--select", str(data_file)]) == 2
+    assert main([str(tmp_path / "tiny.keras"), "-o", str(tmp_path / "out"), "--select", str(data_file)]) == 2
+    assert not (tmp_path / "out").exists()
     assert "Expected a model with a compiled loss, saved as .keras, or --loss." in capsys.readouterr().err
+
+
+def test_a_metric_of_other_targets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Expected metrics that take these targets and answers. Received: .*2D inputs"):
+        export(compiled(tiny("MMMM", M, "tiny")), tmp_path, select=(X, Y), metrics=["F1Score"])
 
 
 def test_too_few_rows_make_no_mini_batch(tmp_path: Path) -> None:
@@ -206,6 +238,73 @@ def test_a_saved_model_is_never_written_over(model_file: Path, tmp_path: Path) -
     with pytest.raises(ArtifactExistsError, match="Expected no file at .*best.keras. Received: one. Replace it with"):
         export(model_file, tmp_path, statistics="PPMM", save_model=tmp_path / "best.keras")
     assert (tmp_path / "best.keras").read_text() == "mine"
+
+
+def test_the_models_own_file_stays_and_its_hash_is_kept(model_file: Path, tmp_path: Path) -> None:
+    before = sha256(model_file)
+    with pytest.raises(UsageError, match="Expected --save-model with a file of its own"):
+        export(model_file, tmp_path, statistics="PPMM", save_model=model_file, force=True)
+    artifact = export(model_file, tmp_path, statistics="PPMM", save_model=tmp_path / "best.keras")
+    assert before == sha256(model_file) == artifact.manifest.source_sha256 != sha256(tmp_path / "best.keras")
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_where_no_model_can_be_saved_nothing_is_begun(single: bool, model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    stages: list[str] = []
+    options: Any = {"select": (X, Y), "save_model": tmp_path / "file" / "best.keras", "on_stage": stages.append}
+    run: Any = (
+        partial(export_onnx, path=tmp_path / "new" / "one.onnx") if single else partial(export, out=tmp_path / "new")
+    )
+    with pytest.raises(UsageError, match="Expected --save-model in a folder that can be written to"):
+        run(model_file, **options)
+    assert stages == []
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_is_saved_outside_of_the_artifact(model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Expected --save-model outside of the version's folder, .*tiny/1. Received"):
+        export(model_file, tmp_path / "out", save_model=tmp_path / "out" / "tiny" / "1" / "best.keras")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["bln_serve.export.making.write_samples", "bln_serve.export.pipeline.put_in_place"])
+def test_an_artifact_that_fails_leaves_no_model(
+    place: str, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(place, fail)
+    (tmp_path / "best.keras").write_text("old")
+    for name in ("best.keras", "new/best.keras"):
+        with pytest.raises(OSError, match="the disk is gone"):
+            export(model_file, tmp_path / "out", statistics="PPMM", save_model=tmp_path / name, force=True)
+    assert [each.name for each in tmp_path.iterdir() if each.name != "out"] == ["best.keras"]
+    assert (tmp_path / "best.keras").read_text() == "old"
+
+
+def test_an_onnx_file_that_cannot_be_written_leaves_no_model(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        export_onnx(model_file, tmp_path / "file" / "one.onnx", save_model=tmp_path / "best.keras")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_data_that_does_not_fit_leaves_no_folder(model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Expected input"):
+        export(model_file, tmp_path / "out", select=(X[:, :3], Y))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_mini_batch_is_no_reason_for_coupled_rows(model_file: Path, tmp_path: Path) -> None:
+    artifact = export(model_file, tmp_path, select=(X[:M], Y[:M]))
+    selection = read_selection(artifact.path / "selection.json")
+    assert artifact.manifest.row_coupling is RowCoupling.INDEPENDENT
+    assert [entry.rows_per_s for entry in selection.entries] == [None] * 16
+    assert "nan" not in table(selection).lower()
 
 
 def test_progress_counts_to_its_total(tmp_path: Path) -> None:

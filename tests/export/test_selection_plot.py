@@ -31,6 +31,7 @@ KINDS = {
     "one mini-batch": sixteen(mini_batches=1),
     "one entry": ranked({"PPMM": [1.0, 2.0]}),
     "far": ranked(FAR),
+    "small differences": ranked({"MMMM": [0.0349] * 9, "PPMM": [0.0349 + (-1) ** n * 0.0012 + 3e-6 for n in range(9)]}),
     "all alike": ranked({"PPMM": [0.0, 0.0], "MMMM": [0.0, 0.0]}),
     "far and chosen": ranked({**{f"M{code}": [1.0, 1.1] for code in ("MMM", "PMM", "MPM")}, "PPMM": [22.0, 22.5]}),
 }
@@ -168,7 +169,7 @@ def test_one_mini_batch_has_no_error_bars() -> None:
 
 
 def overlapping(selection: Selection) -> list[tuple[str, str]]:
-    """Return the texts that lie on each other or reach out of the picture."""
+    """Return the texts that lie on each other, or nearly so side by side, or reach out of the picture."""
     picture = draw(selection)
     canvas = FigureCanvasAgg(picture)
     canvas.draw()
@@ -177,9 +178,11 @@ def overlapping(selection: Selection) -> list[tuple[str, str]]:
         *picture.texts,
         *panel.texts,
         panel.xaxis.label,
+        *panel.get_xticklabels(),
         *(t for each in picture.legends for t in each.get_texts()),
     ]
-    boxes = [(each.get_text(), each.get_window_extent()) for each in written]
+    # Half the width of a letter on either side, so that two words do not read as one.
+    boxes = [(each.get_text(), each.get_window_extent().padded(3, 0)) for each in written if each.get_text()]
     out = [(text, "the edge") for text, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > picture.bbox.x1]
     return out + [(one, other) for (one, a), (other, b) in combinations(boxes, 2) if a.overlaps(b)]
 
@@ -187,6 +190,11 @@ def overlapping(selection: Selection) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_lies_on_another(kind: str) -> None:
     assert overlapping(KINDS[kind]) == []
+
+
+def test_columns_that_touch_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bln_serve.export.selection.plot._LOSS", 732)
+    assert ("0.0350", "0.000136 \N{PLUS-MINUS SIGN} 0.000422") in overlapping(KINDS["small differences"])
 
 
 def test_the_check_of_overlaps_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from bln_serve.errors import ArtifactError
 from bln_serve.export.selection.ranking import Selection
 from bln_serve.export.selection.record import figure, short_name
 from bln_serve.export.selection.report import WIDTH, read_selection, table, write
+from bln_serve.manifest import StoredStatistics
 
 ORIGINS = ("as trained", "calibrated", "reference batch")
 
@@ -75,6 +76,8 @@ def test_every_metric_is_a_column_or_named_below() -> None:
     header, below = text.splitlines()[2], text.partition("also in selection.json: ")[2].splitlines()[0]
     assert header.split()[4:7] == ["crossentropy", "categorical_accuracy", "accuracy"]
     assert below == f"{'x' * 40}, y, z, auc"
+    assert "selection.json" not in (alone := table(sixteen(metrics=LONG), kept=False))
+    assert f"\nno room for: {below}\n" in alone
 
 
 def test_exactly_the_chosen_one_is_marked() -> None:
@@ -100,7 +103,7 @@ def test_beyond_the_limit_says_so() -> None:
 def test_one_mini_batch_has_no_standard_error() -> None:
     text = table(ranked({"MMMM": [1.0], "PPMM": [3.0]}))
     assert "loss 3.0000, +2.0000\n" in text
-    assert "one mini-batch: there is no standard error" in text
+    assert "one mini-batch: there is no standard error, and every difference may be noise" in text
     assert "one mini-batch: there" not in table(sixteen())
 
 
@@ -108,11 +111,57 @@ def test_no_policy_for_single_rows_says_so() -> None:
     assert "best for single rows  none has a finite loss" in table(ranked({"MMMM": [1, 2], "PPMM": [nan, 2]}))
 
 
-def test_pooled_slots_and_a_speed_that_is_not_known() -> None:
-    found = ranked({"PPMM": [1, 2]}, feature_slots="pool")
-    assert "by mse, feature slots pooled" in table(found)
-    unknown = replace(found, entries=tuple(replace(each, rows_per_s=None) for each in found.entries))
-    assert "independent   yes\n" in table(unknown)
+def test_pooled_slots() -> None:
+    assert "by mse, feature slots pooled" in table(ranked({"PPMM": [1, 2]}, feature_slots="pool"))
+
+
+@pytest.mark.parametrize("rows_per_s", [None, nan])
+def test_a_speed_that_is_not_known(rows_per_s: float | None, tmp_path: Path) -> None:
+    found = ranked({"PPMM": [1, 2]})
+    unknown = replace(found, entries=tuple(replace(each, rows_per_s=rows_per_s) for each in found.entries))
+    assert "independent   yes               -\n" in table(unknown)
+    write(unknown, tmp_path / "selection.json")
+    assert read_selection(tmp_path / "selection.json").entries[0].rows_per_s is None
+
+
+CALIBRATED = StoredStatistics("calibrated", "rows.npz", "cd" * 32, 50)
+REFERENCE = StoredStatistics("reference batch", "first.npy", "ef" * 32, 1)
+
+
+def test_the_data_of_what_competes_is_named_and_kept(tmp_path: Path) -> None:
+    found = ranked({"PPMM": [1, 2]}, variants=[CALIBRATED, REFERENCE])
+    assert table(found).splitlines()[1:4] == [
+        "calibrated: rows.npz (sha256 cdcdcdcdcdcd), 50 rows",
+        "reference batch: first.npy (sha256 efefefefefef), 1 row",
+        "",
+    ]
+    path = tmp_path / "selection.json"
+    write(found, path)
+    assert same(read_selection(path), found)
+    assert json.loads(path.read_text())["variants"][0] == {
+        "origin": "calibrated",
+        "source": "rows.npz",
+        "sha256": "cd" * 32,
+        "rows": 50,
+    }
+
+
+def test_a_file_from_before_the_data_of_variants_was_kept_reads(tmp_path: Path) -> None:
+    found, path = ranked({"PPMM": [1, 2]}), tmp_path / "selection.json"
+    write(found, path)
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "variants"})
+    )
+    assert same(read_selection(path), found)
+
+
+def test_long_reasons_are_wrapped_and_set_off() -> None:
+    reasons = ["; ".join(f"a_layer_of_the_model_{place}: {why}" for place in range(4)) for why in ("never", "one row")]
+    text = table(ranked({"PPMM": [1, 2], "MPMM": reasons[0], "PPPP": reasons[0], "MMMP": reasons[1]}))
+    lines = text.partition("unusable:\n")[2].partition("\n\n")[0].splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert [line for line in lines if not line.startswith("    ")] == [lines[0], lines[2]]
+    assert lines[0].startswith("  PPPP MPMM as trained: a_layer_of_the_model_0: never; a_layer")
 
 
 def test_a_metric_that_was_not_measured_is_nan() -> None:

@@ -33,7 +33,7 @@ def check_labels(data: Data, signature: ModelSignature, loss: Any) -> None:
         UsageError: a label is out of range, or the targets' shape is for another loss.
     """
     for spec, target, each in _pairs(data.targets, signature, loss):
-        kind = _kind(each)
+        kind = _kind_by_shapes(spec, target) if _is_by_shapes(each) else _kind(each)
         if kind == "sparse":
             _check_sparse(data, spec, target, getattr(each, "ignore_class", None))
         elif kind is not None:
@@ -62,6 +62,17 @@ def _kind(loss: Any) -> str | None:
         if isinstance(loss, classes) or name.replace("_", "").lower() in [each.lower() for each in names]:
             return kind
     return None
+
+
+def _is_by_shapes(loss: Any) -> bool:
+    """Whether Keras makes one of the three crossentropies of this name, by the shapes that it meets."""
+    return isinstance(loss, str) and loss.lower() in ("crossentropy", "ce")
+
+
+def _kind_by_shapes(spec: TensorSpec, target: NDArray[Any]) -> str:
+    if spec.shape[-1] == 1:
+        return "binary"
+    return "sparse" if target.ndim < len(spec.shape) or target.shape[-1] == 1 else "categorical"
 
 
 def _check_sparse(data: Data, spec: TensorSpec, target: NDArray[Any], ignored: int | None) -> None:

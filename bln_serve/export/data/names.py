@@ -27,6 +27,8 @@ UNREADABLE = (
     MemoryError,
 )
 
+_WEIGHTS = "sample_weight"  # as Keras calls them
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -59,6 +61,9 @@ def arranged(value: Any, wanted: Wanted) -> tuple[dict[str, Any], dict[str, Any]
     if isinstance(value, tuple) and len(value) not in (1, 2):
         raise missing(wanted, f"{len(value)} parts. Sample weights are not taken")
     whole = isinstance(value, Mapping)
+    known = {spec.name for spec in (*wanted.signature.inputs, *wanted.signature.outputs)}
+    if whole and _WEIGHTS in value and _WEIGHTS not in known:
+        raise missing(wanted, f"{_WEIGHTS!r} as well. Sample weights are not taken")
     x, y = (value, value) if whole else (*value, None)[:2] if isinstance(value, tuple) else (value, None)
     inputs = _named(x, wanted.signature.inputs, "x", wanted)
     return inputs, _named(y, wanted.signature.outputs, "y", wanted) if wanted.targets else {}

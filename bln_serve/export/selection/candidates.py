@@ -6,75 +6,51 @@ freeze. The seeds' authors search the 16 by building the model anew for each and
 takes each policy in turn, and the data is for validation.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bln_serve.errors import MiniBatchError, UsageError
-from bln_serve.export import calibration, freezing, reference_batch
-from bln_serve.export.calibration import OnRun
+from bln_serve.errors import MiniBatchError, UnsupportedModelError, UsageError
+from bln_serve.export import freezing
 from bln_serve.export.data import Data
 from bln_serve.export.freezing import FrozenLayer
+from bln_serve.export.row_analysis import RowAnalysis
 from bln_serve.export.saved_model import Callee
 from bln_serve.export.selection import ranking
 from bln_serve.export.selection.evaluation import Evaluator
 from bln_serve.export.selection.record import Entry, Selection
-from bln_serve.export.selection.scoring import Scoring
-from bln_serve.statistics import ALL_POLICIES, StatisticsPolicy, mini_batch_rule, strongest
+from bln_serve.export.selection.variants import (
+    AS_TRAINED,
+    CALIBRATED,
+    REFERENCE_BATCH,
+    Candidate,
+    Materials,
+    stored,
+    variants,
+)
+from bln_serve.statistics import RowCoupling, mini_batch_rule
 
 OnProgress = Callable[[int, int], None]
 """Is told how many of how many runs are done."""
 
-_Judged = tuple[Entry, NDArray[np.float64] | None]
-
-AS_TRAINED, CALIBRATED, REFERENCE_BATCH = "as trained", "calibrated", "reference batch"
-
 
 @dataclass(frozen=True)
-class Materials:
-    """What candidates are made of and judged by.
+class _Judged:
+    """A candidate after its evaluation; without losses where it is unusable."""
 
-    Attributes:
-        validation: labelled rows.
-        scoring: the loss and metrics.
-        rows: of a mini-batch.
-        calibration: rows to estimate stored statistics from, or None.
-        reference: the rows of one mini-batch to freeze live statistics at, or None.
-        feature_slots: "keep", "pool", or None for what each layer says.
-        coupling: the strongest row coupling that may be taken, or "any".
-    """
+    entry: Entry
+    losses: NDArray[np.float64] | None
+    frozen: tuple[FrozenLayer, ...]
 
-    validation: Data
-    scoring: Scoring
-    rows: int
-    calibration: Data | None = None
-    reference: Data | None = None
-    feature_slots: str | None = None
-    coupling: str = "any"
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A way to answer: a policy, and where its stored statistics come from.
-
-    Attributes:
-        policy: of every layer.
-        origin: of what is stored.
-        given: the layers before anything was made of them.
-        runs: how many runs of the model it takes to make the layers.
-        make: makes them, and tells of each run.
-    """
-
-    policy: StatisticsPolicy
-    origin: str
-    given: tuple[FrozenLayer, ...]
-    runs: int
-    make: Callable[[OnRun], tuple[FrozenLayer, ...]]
+    @property
+    def loss(self) -> float:
+        """The mean over the mini-batches; infinity where there is no finite one."""
+        if self.losses is None or not np.isfinite(self.losses).all():
+            return np.inf
+        return float(np.mean(self.losses))
 
 
 @dataclass(frozen=True)
@@ -107,17 +83,26 @@ def select(callee: Callee, materials: Materials, on_progress: OnProgress = lambd
     if materials.calibration:
         _require_mini_batch(materials.calibration, materials.rows, "--calibrate")
     evaluator = Evaluator(callee, materials.scoring, materials.validation, materials.rows)
-    candidates = tuple(_candidates(callee, materials))
+    candidates = tuple(variants(callee, materials))
     counted = Counted(sum(each.runs + evaluator.mini_batches for each in candidates), on_progress)
     judged: list[_Judged] = []
     for origin in (AS_TRAINED, CALIBRATED, REFERENCE_BATCH):  # one after the other, so that few tables are held
         same = [each for each in candidates if each.origin == origin]
-        judged += _judge(same, evaluator, materials, counted)
-    entries, losses = zip(*judged, strict=True)
-    selection = ranking.rank(entries, losses, **_facts(materials, evaluator))
+        judged = _without_tables_of_losers([*judged, *_judge(same, evaluator, materials, counted)])
+    facts = _facts(materials, evaluator, candidates[0].given)
+    selection = ranking.rank([each.entry for each in judged], [each.losses for each in judged], **facts)
     chosen = selection.entries[selection.chosen]
-    (winner,) = (each for each in candidates if (each.policy.code, each.origin) == (chosen.policy, chosen.origin))
-    return Winner(winner.make(lambda: None), chosen.origin, selection)
+    (winner,) = (each for each in judged if (each.entry.policy, each.entry.origin) == (chosen.policy, chosen.origin))
+    return Winner(winner.frozen, chosen.origin, selection)
+
+
+def _without_tables_of_losers(judged: Sequence[_Judged]) -> list[_Judged]:
+    """Keep the layers of the lowest loss of each row coupling, of which one is chosen, and drop all others."""
+    kept = [
+        min((each for each in judged if each.entry.row_coupling is coupling), key=lambda each: each.loss, default=None)
+        for coupling in RowCoupling
+    ]
+    return [each if any(each is one for one in kept) else replace(each, frozen=()) for each in judged]
 
 
 def _require_mini_batch(data: Data, rows: int, option: str) -> None:
@@ -146,28 +131,8 @@ class Counted:
         self._tell(self._done, self._total)
 
 
-def _candidates(callee: Callee, materials: Materials) -> Iterator[_Candidate]:
-    for policy in ALL_POLICIES:
-        frozen = freezing.with_policies(callee.model, policy.code, materials.feature_slots)
-        yield _Candidate(policy, AS_TRAINED, frozen, 0, partial(_as_given, frozen))
-        if materials.calibration and policy.stored:
-            runs = calibration.runs(frozen, materials.calibration, materials.rows)
-            make = partial(calibration.calibrate, callee, frozen, materials.calibration, materials.rows)
-            yield _Candidate(policy, CALIBRATED, frozen, runs, make)
-        if materials.reference and policy.live_over_rows:
-            yield _Candidate(policy, REFERENCE_BATCH, frozen, 0, partial(_at, callee, frozen, materials.reference))
-
-
-def _as_given(frozen: tuple[FrozenLayer, ...], _: OnRun) -> tuple[FrozenLayer, ...]:
-    return frozen
-
-
-def _at(callee: Callee, frozen: tuple[FrozenLayer, ...], reference: Data, _: OnRun) -> tuple[FrozenLayer, ...]:
-    return reference_batch.freeze_at(callee, frozen, reference)
-
-
 def _judge(
-    candidates: Sequence[_Candidate], evaluator: Evaluator, materials: Materials, counted: Counted
+    candidates: Sequence[Candidate], evaluator: Evaluator, materials: Materials, counted: Counted
 ) -> list[_Judged]:
     made = [_made(candidate, materials, counted) for candidate in candidates]
     found = iter(evaluator([frozen for frozen, problem in made if problem is None], counted.run))
@@ -175,59 +140,64 @@ def _judge(
     for candidate, (frozen, problem) in zip(candidates, made, strict=True):
         if problem is None:
             one = next(found)
-            judged.append((_entry(candidate, frozen, metrics=one.metrics, rows_per_s=one.rows_per_s), one.losses))
+            facts = {"metrics": dict(one.metrics), "rows_per_s": one.rows_per_s}
+            judged.append(_Judged(_entry(candidate, frozen, materials.analysis, **facts), one.losses, frozen))
         else:
             counted.skip(evaluator.mini_batches)
-            judged.append((_entry(candidate, frozen, unusable=problem), None))
+            judged.append(_Judged(_entry(candidate, frozen, materials.analysis, unusable=problem), None, ()))
     return judged
 
 
-def _made(candidate: _Candidate, materials: Materials, counted: Counted) -> tuple[tuple[FrozenLayer, ...], str | None]:
+def _made(candidate: Candidate, materials: Materials, counted: Counted) -> tuple[tuple[FrozenLayer, ...], str | None]:
     """Return a candidate's layers, and why they cannot answer, or None if they can."""
+    if candidate.origin == REFERENCE_BATCH or (problem := _rows_problem(candidate.given, materials)) is None:
+        try:
+            frozen = candidate.make(counted.run)
+        except (MiniBatchError, UnsupportedModelError) as error:  # the reference mini-batch does not fit this policy
+            problem = str(error)
+        else:
+            return frozen, _unusable(frozen) or _rows_problem(frozen, materials)
+    counted.skip(candidate.runs)
+    return candidate.given, problem
+
+
+def _unusable(frozen: Sequence[FrozenLayer]) -> str | None:
+    """Return what layers store and cannot use, a sentence with its layers each."""
+    layers: dict[str, list[str]] = {}
+    for layer, problem in freezing.problems_of(frozen):
+        layers.setdefault(problem, []).append(layer)
+    return "; ".join(f"{', '.join(names)}: {problem}" for problem, names in layers.items()) or None
+
+
+def _rows_problem(frozen: Sequence[FrozenLayer], materials: Materials) -> str | None:
+    """Return why layers cannot answer, or be exported to answer, the mini-batches at hand."""
+    if problem := freezing.rows_problem(frozen, materials.rows):
+        return problem
     try:
-        frozen = candidate.make(counted.run)
-    except MiniBatchError as error:  # the reference mini-batch has more rows than this policy has slots
-        counted.skip(candidate.runs)
-        return candidate.given, str(error)
-    return frozen, _problem(frozen, materials.rows)
+        materials.analysis.require_own_rows(frozen)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
 
 
-def _problem(frozen: Sequence[FrozenLayer], rows: int) -> str | None:
-    """Return why layers cannot answer mini-batches of `rows` rows, or None if they can."""
-    problems = freezing.problems_of(frozen)
-    if problems:
-        return "; ".join(f"{layer}: {problem}" for layer, problem in problems)
-    rule = mini_batch_rule([item.statistics for item in frozen], rows)
-    if rule is None or rule.allows(rows, rows):
-        return None
-    return f"mini-batches of {rows} rows, and it takes from {rule.min_rows} to {rule.max_rows or 'any number'}"
-
-
-def _entry(
-    candidate: _Candidate,
-    frozen: Sequence[FrozenLayer],
-    *,
-    metrics: Mapping[str, float] = MappingProxyType({}),
-    rows_per_s: float | None = None,
-    unusable: str | None = None,
-) -> Entry:
-    layers = [item.statistics for item in frozen]
-    rule = mini_batch_rule(layers, 1)
+def _entry(candidate: Candidate, frozen: Sequence[FrozenLayer], analysis: RowAnalysis, **facts: Any) -> Entry:
+    proved = analysis.coupling(frozen)
+    layers = [item.statistics for item in frozen if item.called]
+    rule = mini_batch_rule(layers, 1, (proved.row_coupling, proved.reason))
     return Entry(
         policy=candidate.policy.code,
         origin=candidate.origin,
-        row_coupling=strongest(layers)[0],
-        single_rows=rule is None or rule.min_rows == 1,
+        row_coupling=proved.row_coupling,
+        single_rows=rule is None or rule.allows(1, 1),
         loss=None,
-        metrics=dict(metrics),
-        rows_per_s=rows_per_s,
-        unusable=unusable,
+        **{"metrics": {}, "rows_per_s": None} | facts,
     )
 
 
-def _facts(materials: Materials, evaluator: Evaluator) -> dict[str, Any]:
+def _facts(materials: Materials, evaluator: Evaluator, frozen: Sequence[FrozenLayer]) -> dict[str, Any]:
     """Return what a record of the selection says beside its entries."""
     data = materials.validation
+    slots = {"pool" if item.pooled else "keep" for item in frozen}
     return {
         "data": data.source,
         "data_sha256": data.sha256,
@@ -236,5 +206,10 @@ def _facts(materials: Materials, evaluator: Evaluator) -> dict[str, Any]:
         "loss": materials.scoring.loss_name,
         "metrics": evaluator.metrics,
         "coupling": materials.coupling,
-        "feature_slots": materials.feature_slots or "keep",
+        "feature_slots": slots.pop() if len(slots) == 1 else "mixed",
+        "variants": tuple(
+            stored(origin, rows, materials.rows)
+            for origin, rows in ((CALIBRATED, materials.calibration), (REFERENCE_BATCH, materials.reference))
+            if rows
+        ),
     }

@@ -1,16 +1,18 @@
 """How well a model does on labelled data, mini-batch by mini-batch, under each of several candidates.
 
-Keras builds its evaluation anew for each policy and returns one number. Here all candidates answer a mini-batch in one
+Keras builds its evaluation anew for each policy and returns one number. Here many candidates answer a mini-batch in one
 run, side by side, and each gets the loss of every mini-batch, so that candidates are compared in pairs on the same
 rows. The first mini-batches are also given to each candidate alone: that shows how fast it is, and whether something in
-the model looks across rows. Where the answers differ, or differ from what the layers themselves compute, each candidate
-is evaluated by itself to the end.
+the model looks across rows. Where the answers differ, or differ from what the layers themselves compute, or where the
+model adds to the loss what it finds in its rows, each candidate is evaluated by itself.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
+from statistics import median
 from typing import Any
 
 import keras
@@ -19,10 +21,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from bln_serve.export import freezing
+from bln_serve.export.calls import graph_of
 from bln_serve.export.data import Data
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.saved_model import Callee
 from bln_serve.export.selection import side_by_side
+from bln_serve.export.selection.judging import Judge, State
 from bln_serve.export.selection.scoring import Scoring
 from bln_serve.export.selection.side_by_side import SideBySide
 
@@ -34,6 +38,8 @@ FIRST = 8
 # Of one loss, side by side and alone: float32 in another order of sums, which a live variance of nearly equal rows
 # makes larger; what looks across rows moves it by far more.
 _RTOL, _ATOL = 1e-3, 1e-5
+# Of all that the layers answer to the rows that lie side by side.
+_MOST_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -43,60 +49,12 @@ class Evaluation:
     Attributes:
         losses: of each mini-batch, (mini-batches,): the mean over its rows, with what the model's own layers add.
         metrics: over all rows, by name.
-        rows_per_s: how many rows a second it answers alone, in TensorFlow.
+        rows_per_s: how many rows a second it answers by itself, in TensorFlow; NaN with a single mini-batch.
     """
 
     losses: NDArray[np.float64]
     metrics: Mapping[str, float]
     rows_per_s: float
-
-
-class _Judge:
-    """The loss and metrics, as functions without a state of their own: one judge for all candidates.
-
-    Args:
-        callee: the model that is judged.
-        scoring: the loss and metrics.
-        targets: of a mini-batch, with answers to it: metrics take their shape from them.
-        answers: in the model's structure.
-    """
-
-    def __init__(self, callee: Callee, scoring: Scoring, targets: Any, answers: Any) -> None:
-        self.model = callee.twin()  # so that the model given keeps its own
-        self.model.compile(**scoring.compile_arguments(), jit_compile=False)
-        # Taken now: computing a loss adds Keras's own trackers of it.
-        self._metrics = [metric for metric in self.model.metrics if metric.name != "loss"]
-        for metric in self._metrics:
-            metric.update_state(targets, answers)
-            metric.reset_state()
-        self.state = [tf.identity(variable.value) for metric in self._metrics for variable in metric.variables]
-
-    def score(self, targets: Any, answers: Any, state: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """Return the loss of a mini-batch, and the metrics' state after it."""
-        after: list[Any] = []
-        for metric in self._metrics:
-            count = len(metric.variables)
-            after += metric.stateless_update_state(state[len(after) : len(after) + count], targets, answers)
-        return self.model.compute_loss(y=targets, y_pred=answers, training=False), after
-
-    def score_all(self, targets: Any, answers: Any, states: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """Do the same for the answers of several candidates, and their states, (candidates, ...) each."""
-        signature = tf.TensorSpec((), tf.float32), [tf.TensorSpec(each.shape, each.dtype) for each in self.state]
-        loss, after = tf.map_fn(
-            lambda one: self.score(targets, *one), (answers, list(states)), fn_output_signature=signature
-        )
-        return loss, after
-
-    def results(self, state: Sequence[Any]) -> Mapping[str, float]:
-        """Return the metrics by name."""
-        found: dict[str, float] = {}
-        at = 0
-        for metric in self._metrics:
-            count = len(metric.variables)
-            result = metric.stateless_result(state[at : at + count])
-            found |= result if isinstance(result, dict) else {metric.name: result}
-            at += count
-        return {name: float(value) for name, value in found.items()}
 
 
 class Evaluator:
@@ -107,15 +65,23 @@ class Evaluator:
         scoring: the loss and metrics.
         data: the rows, with targets; at least one mini-batch.
         rows: of a mini-batch.
+
+    Raises:
+        UsageError: a metric is not one number.
     """
 
     def __init__(self, callee: Callee, scoring: Scoring, data: Data, rows: int) -> None:
         self._callee, self._data, self._rows = callee, data, rows
-        inputs, targets = next(self._mini_batches())
-        self._judge = _Judge(callee, scoring, targets, callee.twin()(inputs, training=False))
+        inputs, self._targets = next(self._mini_batches())
+        self._judge = Judge(callee, scoring, self._targets, callee.twin()(inputs, training=False))
         self._score = tf.function(self._judge.score, autograph=False, jit_compile=False)
         self._score_all = tf.function(self._judge.score_all, autograph=False, jit_compile=False)
         self._steps: dict[int, Any] = {}
+
+    @property
+    def model(self) -> Any:
+        """The Keras model."""
+        return self._callee.model
 
     @property
     def mini_batches(self) -> int:
@@ -129,90 +95,126 @@ class Evaluator:
 
     def __call__(self, candidates: Sequence[Candidate], on_run: OnRun = lambda: None) -> list[Evaluation]:
         """Evaluate candidates, telling of each mini-batch of each."""
-        if not candidates:
-            return []
-        try:
-            found = self._together(candidates, on_run)
-        except Exception:  # whatever an operation provokes that will not take the rows of several candidates
-            found = None
-        if found is not None and self._is_confirmed(candidates, found):
-            return found
-        return [self.by_itself(candidate, on_run=on_run) for candidate in candidates]
+        size = max(1, min(len(candidates), _MOST_BYTES // (self._rows * _bytes_a_row(self._callee))))
+        groups = [candidates[start : start + size] for start in range(0, len(candidates), size)]
+        return [one for group in groups for one in self._group(group, on_run)]
 
     def by_itself(self, candidate: Candidate, first: int | None = None, on_run: OnRun = lambda: None) -> Evaluation:
         """Evaluate one candidate as its layers compute, on all mini-batches or on the first of them."""
-        model = self._judge.model
-        with freezing.applied(self._callee.model, candidate):
-            answer = self._graph(lambda inputs: model(inputs, training=False), self._specs())
-            return self._evaluate(lambda inputs: answer([tf.constant(each) for each in inputs]), first, on_run)
 
-    def _evaluate(self, answer: Callable[[Any], Any], first: int | None, on_run: OnRun) -> Evaluation:
-        state, losses, began = self._judge.state, [], 0.0
-        for inputs, targets in islice(self._mini_batches(), first):
-            loss, state = self._score(targets, answer(inputs), state)
-            losses.append(float(loss))
-            began = began or time.perf_counter()  # after the first, which builds the graph
-            on_run()
-        seconds = time.perf_counter() - began
-        rate = self._rows * (len(losses) - 1) / seconds if len(losses) > 1 else float("nan")
-        return Evaluation(np.array(losses), self._judge.results(state), rate)
+        def step(inputs: Sequence[Any], targets: Any, state: State) -> tuple[Any, State]:
+            # In one graph, since answers carry their masks, and layers what they add to the loss.
+            return self._judge.score(targets, self._judge.model(inputs, training=False), state)
 
-    def _mini_batches(self) -> Any:
-        return self._data.mini_batches(self._callee.signature, self._rows)
+        with freezing.applied(self.model, candidate):
+            graph = _graph(step, self._specs(), _like(self._targets), _like(self._judge.state))
+            state, losses, seconds = self._judge.state, [], []
+            for inputs, targets in islice(self._mini_batches(), first):
+                began = time.perf_counter()
+                loss, state = graph(_tensors(inputs), _tensors(targets), state)
+                losses.append(float(loss))
+                seconds.append(time.perf_counter() - began)
+                on_run()
+        return Evaluation(np.array(losses), self._judge.results(state), self._rate(seconds))
 
-    def _together(self, candidates: Sequence[Candidate], on_run: OnRun) -> list[Evaluation] | None:
-        """Evaluate candidates side by side; None if one of them answers otherwise alone."""
-        alone = [self._alone(candidate) for candidate in candidates]
-        step = self._step(len(candidates), candidates[0])
+    def _group(self, candidates: Sequence[Candidate], on_run: OnRun) -> list[Evaluation]:
+        """Evaluate candidates side by side, if what the first mini-batches show allows it."""
+        seen = self._look(candidates) if len(candidates) > 1 else None
+        if seen is None:
+            return [self.by_itself(candidate, on_run=on_run) for candidate in candidates]
+        rates, losses, states = seen
         stored = _tensors(side_by_side.tables(candidates))
-        states = [tf.stack([each] * len(candidates)) for each in self._judge.state]
-        losses = []
-        for inputs, targets in self._mini_batches():
-            answers = step(inputs, stored)
-            loss, states = self._score_all(targets, answers, states)
-            losses.append(loss.numpy().astype(np.float64))
+        for number, (inputs, targets) in enumerate(self._mini_batches()):
+            if number >= len(losses):
+                loss, states = self._score_all(targets, self._steps[len(candidates)](_tensors(inputs), stored), states)
+                losses.append(loss.numpy())
             for _ in candidates:
                 on_run()
-        found = [
-            Evaluation(each, self._judge.results([state[place] for state in states]), alone[place].rows_per_s)
-            for place, each in enumerate(np.stack(losses, axis=1))
+        each = np.stack(losses, axis=1).astype(np.float64)
+        return [
+            Evaluation(each[place], self._judge.results([state[place] for state in states]), rate)
+            for place, rate in enumerate(rates)
         ]
-        return found if all(map(_agree, alone, found)) else None
 
-    def _alone(self, candidate: Candidate) -> Evaluation:
-        """Evaluate the first mini-batches of one candidate, in the graph that all share."""
-        step, stored = self._step(1, candidate), _tensors(side_by_side.tables([candidate]))
-        return self._evaluate(
-            lambda inputs: keras.tree.map_structure(lambda y: y[0], step(inputs, stored)), FIRST, lambda: None
-        )
+    def _look(self, candidates: Sequence[Candidate]) -> tuple[list[float], list[Any], State] | None:
+        """Evaluate the first mini-batches; None if candidates cannot be evaluated side by side.
+
+        Returns:
+            Each candidate's rate alone, the losses of all by mini-batch, and the states after these.
+        """
+        confirmed = {place: self.by_itself(candidates[place], 1).losses for place in (0, len(candidates) - 1)}
+        if self._judge.model_adds_to_the_loss:
+            return None
+        try:
+            steps = {count: self._step(count, candidates[0]) for count in (1, len(candidates))}
+            alone = [self._first(steps[1], [candidate]) for candidate in candidates]
+            _, losses, states = self._first(steps[len(candidates)], candidates)
+        except Exception:  # whatever an operation provokes that will not take the rows of several candidates
+            return None
+        together = np.stack(losses, axis=1)
+        agree = all(_close(together[place], np.concatenate(each)) for place, (_, each, _) in enumerate(alone))
+        if agree and all(_close(together[place][:1], each) for place, each in confirmed.items()):
+            return [rate for rate, _, _ in alone], losses, states
+        return None
+
+    def _first(self, step: Any, candidates: Sequence[Candidate]) -> tuple[float, list[Any], State]:
+        """Evaluate the first mini-batches; return the rate, the losses by mini-batch, and the states after them."""
+        stored = _tensors(side_by_side.tables(candidates))
+        states = [tf.stack([each] * len(candidates)) for each in self._judge.state]
+        losses, seconds = [], []
+        for inputs, targets in islice(self._mini_batches(), FIRST):
+            began = time.perf_counter()
+            answers = step(_tensors(inputs), stored)
+            seconds.append(time.perf_counter() - began)
+            loss, states = self._score_all(targets, answers, states)
+            losses.append(loss.numpy())
+        return self._rate(seconds), losses, states
+
+    def _rate(self, seconds: Sequence[float]) -> float:
+        return self._rows / median(seconds[1:]) if len(seconds) > 1 else float("nan")
 
     def _step(self, count: int, frozen: Candidate) -> Any:
         if count not in self._steps:
             panel = SideBySide(self._callee, frozen, count)
-            stored = side_by_side.tables([frozen] * count)
-            self._steps[count] = self._graph(panel.answers, self._specs(), _like(stored))
+            self._steps[count] = _graph(panel.answers, self._specs(), _like(side_by_side.tables([frozen] * count)))
         return self._steps[count]
+
+    def _mini_batches(self) -> Any:
+        return self._data.mini_batches(self._callee.signature, self._rows)
 
     def _specs(self) -> list[Any]:
         return self._callee.tensor_specs(self._rows)
 
-    @staticmethod
-    def _graph(function: Callable[..., Any], *specs: Any) -> Any:
-        # Traced here and not by a first call, of which TensorFlow counts too many for a mistake and warns.
-        return tf.function(function, autograph=False, jit_compile=False).get_concrete_function(*specs)
 
-    def _is_confirmed(self, candidates: Sequence[Candidate], found: Sequence[Evaluation]) -> bool:
-        """Whether the layers compute as was found: under the first and the last candidate's policies."""
-        return all(_agree(self.by_itself(candidates[place], 1), found[place]) for place in (0, -1))
+def _graph(function: Callable[..., Any], *specs: Any) -> Any:
+    # Traced here and not by a first call, of which TensorFlow counts too many for a mistake and warns.
+    return tf.function(function, autograph=False, jit_compile=False).get_concrete_function(*specs)
 
 
-def _like(stored: side_by_side.Tables) -> dict[str, Any]:
-    return {name: tf.TensorSpec(value.shape, value.dtype) for name, value in stored.items()}
+def _like(values: Any) -> Any:
+    return tf.nest.map_structure(lambda value: tf.TensorSpec(value.shape, value.dtype), values)
 
 
-def _tensors(stored: side_by_side.Tables) -> side_by_side.Tables:
-    return {name: tf.constant(value) for name, value in stored.items()}
+def _tensors(values: Any) -> Any:
+    return tf.nest.map_structure(tf.constant, values)
 
 
-def _agree(alone: Evaluation, together: Evaluation) -> bool:
-    return np.allclose(together.losses[: len(alone.losses)], alone.losses, rtol=_RTOL, atol=_ATOL, equal_nan=True)
+def _close(together: NDArray[Any], alone: NDArray[Any]) -> bool:
+    return np.allclose(together, alone, rtol=_RTOL, atol=_ATOL, equal_nan=True)
+
+
+def _bytes_a_row(callee: Callee) -> int:
+    """Return the size of all that a model's operations answer to one row, in float32."""
+    return 4 * sum(map(_values_a_row, _operations(callee.twin())))
+
+
+def _operations(model: Any) -> Iterable[Any]:
+    for operation in graph_of(model).operations:
+        if isinstance(operation, keras.Model) and graph_of(operation) is not None:
+            yield from _operations(operation)
+        else:
+            yield operation
+
+
+def _values_a_row(operation: Any) -> int:
+    return sum(prod(length or 1 for length in tensor.shape[1:]) for tensor in keras.tree.flatten(operation.output))

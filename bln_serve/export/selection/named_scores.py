@@ -123,6 +123,9 @@ def metric(name: str, model: Any, logits: bool | None, notes: list[str]) -> Any:
     parameters = inspect.signature(found).parameters
     if logits and "from_logits" not in parameters and "thresholds" in parameters:
         arguments["thresholds"] = 0.0  # the logit of a probability of one half, Keras's default
+    if "average" in parameters and parameters["average"].default is None:
+        arguments["average"] = "macro"  # a number a class ranks nothing
+        notes.append(f"{name} is the mean of the classes', each counting the same (average='macro')")
     return _made(found, name, **arguments, name=name)  # Keras would number the second of its kind
 
 

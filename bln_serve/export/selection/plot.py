@@ -24,7 +24,7 @@ FILE_NAME = "selection.png"
 WIDTH_PX = 1200
 _DPI = 100
 _LINE_PX, _TEXT_PX, _FOOT_PX = 25, 19, 88
-_PANEL_PX = (232, 660)
+_PANEL_PX = (232, 632)
 # They differ in lightness too, for whoever sees no colours.
 _COLORS = {RowCoupling.INDEPENDENT: "#004488", RowCoupling.POSITIONAL: "#DDAA33", RowCoupling.MINI_BATCH: "#BB5566"}
 _MARKERS = {RowCoupling.INDEPENDENT: "o", RowCoupling.POSITIONAL: "s", RowCoupling.MINI_BATCH: "D"}
@@ -33,7 +33,7 @@ _GREY, _BAND = "#808080", "#e3ecf7"
 _FAR = 3.0
 # Where the columns are, in pixels: their right edges, but for the policy and the origin their left ones.
 _STAR, _RANK, _POLICY, _ORIGIN = 28, 56, 66, 112
-_LOSS, _DIFFERENCE, _SINGLE, _METRICS = 732, 890, 986, (1086, 1186)
+_LOSS, _DIFFERENCE, _SINGLE, _METRICS = 702, 890, 986, (1086, 1186)
 # A dollar sign in a name begins no formula.
 _PLAIN: Mapping[str, Any] = {"size": 9.5, "parse_math": False}
 
@@ -192,6 +192,7 @@ def _frame(panel: "Axes", selection: Selection) -> None:
     """Draw the axis, and down to the last point its lines and that of the lowest loss."""
     low, high = panel.get_xlim()
     ends = -0.5, sum(entry.finite for entry in selection.entries) - 0.5
+    panel.locator_params(axis="x", nbins=6)
     ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
     panel.vlines(ticks, *ends, color="#dddddd", linewidth=0.8, zorder=0)
     panel.vlines(number(selection.entries[selection.reference].loss), *ends, color=_GREY, linewidth=1, zorder=0)

@@ -5,6 +5,7 @@ error of the paired difference, std(ddof=1) / sqrt(mini-batches), leaves out wha
 
 The reference is the entry of the lowest loss that may be chosen. Where the best entry of a weaker row coupling costs
 no more than one standard error of its difference to the reference, the difference is taken for noise, and the weaker
+coupling is chosen. With one mini-batch there is no standard error: every difference may be noise, and the weakest
 coupling is chosen.
 """
 
@@ -27,6 +28,7 @@ from bln_serve.export.selection.record import (
     number,
     within,
 )
+from bln_serve.manifest import StoredStatistics
 from bln_serve.statistics import RowCoupling
 
 __all__ = ["COUPLING_LIMITS", "Comparison", "Entry", "Selection", "rank"]
@@ -49,6 +51,7 @@ def rank(
     metrics: Sequence[str] = (),
     coupling: str = "any",
     feature_slots: str = "keep",
+    variants: Sequence[StoredStatistics] = (),
 ) -> Selection:
     """Rank the entries by their mean loss, and choose one.
 
@@ -63,6 +66,7 @@ def rank(
         metrics: their names, in order.
         coupling: the strongest row coupling that may be chosen, one of `COUPLING_LIMITS`.
         feature_slots: `keep` or `pool`, for the record.
+        variants: the data of other statistics than those of training, for the record.
 
     Raises:
         UsageError: `coupling` is none of them; the losses do not belong together; or no entry within the limit has a
@@ -80,7 +84,7 @@ def rank(
     ranked = tuple(replace(entry, standard_error=_standard_error(each, of_reference)) for entry, each in measured)
     best = _best(ranked, coupling)
     # The reference is among them, with 0 for both, and what is beyond the limit comes after it.
-    chosen = next(each for each in best if each.difference <= each.standard_error)
+    chosen = next(each for each in best if mini_batches == 1 or each.difference <= each.standard_error)
     return Selection(
         data=data,
         data_sha256=data_sha256,
@@ -96,6 +100,7 @@ def rank(
         chosen=chosen.entry,
         reason=_reason(ranked, best, chosen, coupling),
         feature_slots=feature_slots,
+        variants=tuple(variants),
     )
 
 
@@ -151,10 +156,12 @@ def _reason(entries: Sequence[Entry], best: Sequence[Comparison], chosen: Compar
         beaten = any(each.difference < 0 for each in best)
         said = f"{entry.name} has the lowest loss{f' that --coupling {coupling} allows' if beaten else ''}"
     else:
-        said = (
-            f"{entry.name}: its loss is {figure(chosen.difference)} above that of {reference.name}, "
-            f"within one standard error ({figure(chosen.standard_error)}) of the paired difference"
+        noise = (
+            "which a single mini-batch cannot tell from noise"
+            if isnan(chosen.standard_error)
+            else f"within one standard error ({figure(chosen.standard_error)}) of the paired difference"
         )
+        said = f"{entry.name}: its loss is {figure(chosen.difference)} above that of {reference.name}, {noise}"
     if words := _ROWS_IN_WORDS.get(entry.row_coupling):
         said = f"{said}, and {words}"
     if entry.row_coupling is RowCoupling.INDEPENDENT:

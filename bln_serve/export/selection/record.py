@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, isnan, nan
 
+from bln_serve.manifest import StoredStatistics
 from bln_serve.statistics import RowCoupling
 
 COUPLING_LIMITS = (RowCoupling.INDEPENDENT.value, RowCoupling.POSITIONAL.value, "any")
@@ -21,7 +22,7 @@ class Entry:
         single_rows: whether a request may hold one row.
         loss: the mean over the mini-batches; may be NaN. None where the entry is unusable.
         metrics: by name, over all rows; empty where the entry is unusable.
-        rows_per_s: how fast Keras evaluated it, or None where it was not measured.
+        rows_per_s: how many rows a second it answers alone, in TensorFlow, or None where it was not measured.
         unusable: why its stored statistics cannot be used, or None.
         standard_error: of the paired difference of its loss to the reference's; 0 for the reference itself. NaN where
             there is none: with one mini-batch, or where a loss is not finite. None where the entry is unusable.
@@ -83,7 +84,8 @@ class Selection:
         best: the best entry of each row coupling, weakest coupling first; none for a coupling without a finite loss.
         chosen: the chosen entry's index.
         reason: one sentence: why it was chosen.
-        feature_slots: `keep` or `pool`: how stored feature statistics were treated.
+        feature_slots: `keep` or `pool`: how stored feature statistics were treated; `mixed` where layers differ.
+        variants: the data of the entries whose statistics are not those of training, by origin.
     """
 
     data: str
@@ -100,6 +102,7 @@ class Selection:
     chosen: int
     reason: str
     feature_slots: str = "keep"
+    variants: tuple[StoredStatistics, ...] = ()
 
     @property
     def evaluated(self) -> str:

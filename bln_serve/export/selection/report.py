@@ -18,12 +18,17 @@ _GAP = "  "
 _LONGEST_METRIC = 20
 
 
-def table(selection: Selection) -> str:
-    """Return the selection as text of at most 120 columns: the ranking, what weaker coupling costs, and the choice."""
+def table(selection: Selection, *, kept: bool = True) -> str:
+    """Return the selection as text of at most 120 columns: the ranking, what weaker coupling costs, and the choice.
+
+    Args:
+        selection: to show.
+        kept: whether a selection.json has the metrics that there is no room for.
+    """
     parts = [
         *_heading(selection),
         "",
-        *_ranking(selection),
+        *_ranking(selection, kept),
         "",
         *_unusable(selection),
         *_costs(selection),
@@ -71,10 +76,14 @@ def _with_nan(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 def _heading(selection: Selection) -> Iterable[str]:
     slots = ", feature slots pooled" if selection.feature_slots == "pool" else ""
     data = f"{selection.data} (sha256 {selection.data_sha256[:12]})"
-    return wrap(f"{data}: {selection.evaluated}, by {selection.loss}{slots}", WIDTH)
+    lines = wrap(f"{data}: {selection.evaluated}, by {selection.loss}{slots}", WIDTH)
+    for each in selection.variants:
+        counted = f"{each.rows} row{'' if each.rows == 1 else 's'}"
+        lines += _wrapped(f"{each.origin}: ", f"{each.source} (sha256 {each.sha256[:12]}), {counted}")
+    return lines
 
 
-def _ranking(selection: Selection) -> Iterator[str]:
+def _ranking(selection: Selection, kept: bool) -> Iterator[str]:
     """Yield the header and a line for each usable entry, as many metrics as there is room for."""
     usable = [(index, entry) for index, entry in enumerate(selection.entries) if entry.loss is not None]
     before = [
@@ -100,7 +109,7 @@ def _ranking(selection: Selection) -> Iterator[str]:
     for cells in zip(*before, *metrics, *after, strict=True):
         yield _GAP.join(cells).rstrip()
     if left_out := selection.metrics[len(metrics) :]:
-        yield from _wrapped(f"also in {FILE_NAME}: ", ", ".join(left_out))
+        yield from _wrapped(f"also in {FILE_NAME}: " if kept else "no room for: ", ", ".join(left_out))
 
 
 def _column(header: str, cells: Sequence[str], right: bool = False) -> Sequence[str]:
@@ -109,7 +118,7 @@ def _column(header: str, cells: Sequence[str], right: bool = False) -> Sequence[
 
 
 def _rate(rows_per_s: float | None) -> str:
-    return "" if rows_per_s is None else f"{rows_per_s:,.0f}"
+    return "-" if rows_per_s is None or isnan(rows_per_s) else f"{rows_per_s:,.0f}"
 
 
 def _unusable(selection: Selection) -> Iterator[str]:
@@ -119,7 +128,8 @@ def _unusable(selection: Selection) -> Iterator[str]:
         return
     yield "unusable:"
     for (origin, why), group in groupby(sorted(entries, key=_origin_and_reason), _origin_and_reason):
-        yield from _wrapped("  ", f"{' '.join(entry.policy for entry in group)} {origin}: {why}")
+        text = f"{' '.join(entry.policy for entry in group)} {origin}: {why}"
+        yield from wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
     yield ""
 
 
@@ -153,7 +163,7 @@ def _costs(selection: Selection) -> Iterator[str]:
     if single is None:
         yield "best for single rows  none has a finite loss"
     if selection.mini_batches == 1:
-        yield "one mini-batch: there is no standard error, and a difference may be noise"
+        yield "one mini-batch: there is no standard error, and every difference may be noise"
 
 
 def _cost(selection: Selection, comparison: Comparison) -> str:
