@@ -1,0 +1,1 @@
+"""The paper's experiments: trained (runs), evaluated under each policy (policies), and compared (tables)."""
