@@ -22,7 +22,7 @@ PROGRAM = Path(sys.executable).parent / "schemathesis"
 ASKED = "predict$|infer$"
 THOROUGH = ("digits_cnn", "digits_rnn", "tiny_two_inputs")
 """Asked for every boundary of the schemas and at random as well: one of each kind. Such a request knows no shape, and
-is for the others what it is for these."""
+is for the others nearly what it is for these."""
 # What a request for 0 ms is right to get. Everything else that begins with 5 is a failure.
 ANYTHING = """
 [checks.not_a_server_error]
