@@ -12,8 +12,9 @@ import bln_serve
 from bln_serve import reference
 from bln_serve.errors import MiniBatchError, UnsupportedModelError, UsageError
 from bln_serve.export import data, export, freezing, reference_batch, saved_model
+from bln_serve.export.freezing import FrozenLayer
 from bln_serve.layers import bln_layers
-from bln_serve.statistics import RowCoupling
+from bln_serve.statistics import RowCoupling, strongest
 
 M = 5
 GENERATOR = np.random.default_rng(12)
@@ -26,21 +27,33 @@ def apart(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
+def frozen_at(model: keras.Model, rows: np.ndarray, feature_slots: str | None = None) -> tuple[FrozenLayer, ...]:
+    callee = saved_model.describe(model)
+    layers_as_they_are = freezing.with_policies(model, None, feature_slots)
+    return reference_batch.freeze_at(callee, layers_as_they_are, data.read(rows, callee.signature, targets=False))
+
+
+def answers(model: keras.Model, frozen: tuple[FrozenLayer, ...], rows: np.ndarray) -> np.ndarray:
+    with freezing.applied(model, frozen):
+        return model.predict(rows, batch_size=len(rows), verbose=0)
+
+
 @pytest.mark.parametrize("policy", ["MMMM", "MPMM", "PMMM", "MMPP", "MPMP"])
-def test_its_own_rows_keep_the_answers_that_live_statistics_give_them(policy: str, tmp_path: Path) -> None:
+def test_its_own_rows_keep_the_answers_that_live_statistics_give_them(policy: str) -> None:
     model = tiny(policy, M, "tiny")
     live = model.predict(ROWS, batch_size=M, verbose=0)
-    exported = bln_serve.load(export(model, tmp_path, reference_batch=ROWS).path)
-    assert apart(exported.predict(ROWS), live) <= RTOL
-    other = bln_serve.load(export(model, tmp_path, reference_batch=OTHERS[:M]).path)
-    assert apart(other.predict(ROWS), live) > 100 * RTOL  # another reference would show
+    assert apart(answers(model, frozen_at(model, ROWS), ROWS), live) <= RTOL
+    assert apart(answers(model, frozen_at(model, OTHERS[:M]), ROWS), live) > 100 * RTOL  # another would show
 
 
 def test_rows_become_independent(tmp_path: Path) -> None:
-    manifest = export(tiny("MMMM", M, "tiny"), tmp_path, reference_batch=ROWS).manifest
+    model = tiny("MMMM", M, "tiny")
+    live = model.predict(ROWS, batch_size=M, verbose=0)
+    manifest = export(model, tmp_path, reference_batch=ROWS).manifest
     assert manifest.row_coupling is RowCoupling.INDEPENDENT
     assert manifest.statistics == "PPMM"
     exported = bln_serve.load(tmp_path / "tiny" / "1")
+    assert apart(exported.predict(ROWS), live) <= RTOL
     together = exported.predict(OTHERS)
     alone = np.concatenate([exported.predict(row[None]) for row in OTHERS])
     assert apart(alone, together) <= RTOL
@@ -48,20 +61,17 @@ def test_rows_become_independent(tmp_path: Path) -> None:
     assert manifest.stored_statistics.rows == M
 
 
-def test_slots_stay_unless_they_are_pooled(tmp_path: Path) -> None:
-    model = tiny("MMPP", M, "tiny")
-    assert export(model, tmp_path, reference_batch=ROWS).manifest.row_coupling is RowCoupling.POSITIONAL
-    pooled = export(model, tmp_path, reference_batch=ROWS, feature_slots="pool")
-    assert pooled.manifest.row_coupling is RowCoupling.INDEPENDENT
+@pytest.mark.parametrize(("slots", "coupling"), [("keep", RowCoupling.POSITIONAL), ("pool", RowCoupling.INDEPENDENT)])
+def test_slots_stay_unless_they_are_pooled(slots: str, coupling: RowCoupling) -> None:
+    frozen = frozen_at(tiny("MMPP", M, "tiny"), ROWS, slots)
+    assert strongest(item.statistics for item in frozen)[0] is coupling
 
 
 def test_what_is_stored_is_the_mini_batch_s_own_biased_statistics() -> None:
     inputs = keras.Input((3,))
     model = with_random_statistics(keras.Model(inputs, bln(M, "PMMM", "bln")(inputs)))
-    callee, x = saved_model.describe(model), ROWS[:, 0, :3]
-    (frozen,) = reference_batch.freeze_at(
-        callee, freezing.with_policies(model, None), data.read(x, callee.signature, targets=False)
-    )
+    x = ROWS[:, 0, :3]
+    (frozen,) = frozen_at(model, x)
     mean, var = reference.batch_statistics(x)
     np.testing.assert_allclose(frozen.stored["population_batch_var"], var, rtol=1e-12)
     assert str(frozen.policy) == "PPMM"
@@ -73,8 +83,8 @@ def test_what_is_stored_is_the_mini_batch_s_own_biased_statistics() -> None:
 
 def test_it_may_be_larger_than_m_where_nothing_is_stored_by_slot(tmp_path: Path) -> None:
     model = tiny("MMMM", M, "tiny")
-    exported = bln_serve.load(export(model, tmp_path, reference_batch=OTHERS).path)
-    assert apart(exported.predict(OTHERS), model.predict(OTHERS, batch_size=20, verbose=0)) <= RTOL
+    live = model.predict(OTHERS, batch_size=20, verbose=0)
+    assert apart(answers(model, frozen_at(model, OTHERS), OTHERS), live) <= RTOL
     with pytest.raises(MiniBatchError, match="at most 5 rows"):
         export(tiny("MMPP", M, "tiny"), tmp_path, reference_batch=OTHERS)
 
