@@ -13,6 +13,7 @@ served_model.py       a version that is served, its users and its end
 catalog.py            which version of each model answers, what is ready
 
 batching.py           when requests run and which share a run; knows neither arrays, nor FastAPI, nor onnxruntime
+queued.py             what stands in the run queue, and the report of a run
 merging.py            what may share a run, and how: the kinds of row coupling, applied
 
 prediction.py         a request and an answer, whatever the wire protocol

@@ -20,91 +20,20 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Generic
 
-from msgspec import Struct
-
-from bln_serve.errors import DeadlineExceededError, OverloadedError, RequestTooLargeError
+from bln_serve.errors import OverloadedError, RequestTooLargeError
 from bln_serve.serving.deadlines import Deadlines
-
-PayloadT = TypeVar("PayloadT")
-AnswerT = TypeVar("AnswerT")
-
-
-class Part(Struct, Generic[PayloadT], frozen=True):
-    """Rows that must stay in one run.
-
-    Attributes:
-        payload: what the queue's `run` takes.
-        rows: how many rows it counts for.
-        group: parts whose groups are equal may share a run; None for a part that runs alone.
-        units: how many things its rows are, such as mini-batches, for the report.
-    """
-
-    payload: PayloadT
-    rows: int
-    group: Hashable = None
-    units: int = 1
-
-
-class RunReport(Struct, frozen=True):
-    """One run that ended.
-
-    Attributes:
-        parts: how many parts shared it.
-        requests: of how many requests these were.
-        rows: how many rows they have.
-        units: how many units they are.
-        queue_s: seconds that each of them waited.
-        run_s: seconds that the run took.
-        failed: whether it raised.
-    """
-
-    parts: int
-    requests: int
-    rows: int
-    units: int
-    queue_s: tuple[float, ...]
-    run_s: float
-    failed: bool
-
-
-class _Request(Generic[AnswerT]):
-    """A request in the queue: its future, and the answers to its parts as they come. Compared by identity."""
-
-    __slots__ = ("answered_rows", "answers", "future", "missing")
-
-    def __init__(self, parts: int, future: asyncio.Future[list[AnswerT]]) -> None:
-        self.answers: list[AnswerT | None] = [None] * parts
-        self.future = future
-        self.missing = parts
-        self.answered_rows = 0
-
-    def put(self, index: int, answer: AnswerT) -> None:
-        self.answers[index] = answer
-        self.missing -= 1
-        if not self.missing and not self.future.done():
-            self.future.set_result(self.answers)  # type: ignore[arg-type]  # none is missing
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def expire(self) -> None:
-        self.fail(_too_late())
-
-
-class _Entry(Generic[PayloadT, AnswerT]):
-    """A part in the queue. Compared by identity: two equal parts are two."""
-
-    __slots__ = ("index", "number", "part", "request", "since")
-
-    def __init__(self, part: Part[PayloadT], request: _Request[AnswerT], index: int, number: int, since: float) -> None:
-        self.part = part
-        self.request = request
-        self.index = index
-        self.number = number
-        self.since = since
+from bln_serve.serving.queued import (
+    AnswerT,
+    Part,
+    PayloadT,
+    QueuedPart,
+    QueuedRequest,
+    RunReport,
+    reported,
+    too_late,
+)
 
 
 class RunQueue(Generic[PayloadT, AnswerT]):
@@ -146,9 +75,9 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._deadlines = Deadlines(self._loop)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
         self._numbers = count()
-        self._groups: dict[Hashable, OrderedDict[_Entry[PayloadT, AnswerT], None]] = {}
-        self._halves: list[list[_Entry[PayloadT, AnswerT]]] = []
-        self._running: list[_Entry[PayloadT, AnswerT]] = []
+        self._groups: dict[Hashable, OrderedDict[QueuedPart[PayloadT, AnswerT], None]] = {}
+        self._halves: list[list[QueuedPart[PayloadT, AnswerT]]] = []
+        self._running: list[QueuedPart[PayloadT, AnswerT]] = []
         self._queued_rows = 0
         self._next_is_due = False
         self._thread_busy = False
@@ -183,12 +112,12 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         """
         since = self._loop.time()
         if deadline is not None and deadline <= since:
-            raise _too_late()
+            raise too_late()
         self._admit(parts[0].rows if len(parts) == 1 else sum([part.rows for part in parts]))
         if len(parts) == 1 and parts[0].rows <= self._loop_rows and self._is_idle() and self._alone():
             return self._answer_at_once(parts, since)
-        request: _Request[AnswerT] = _Request(len(parts), self._loop.create_future())
-        entries = [_Entry(part, request, index, next(self._numbers), since) for index, part in enumerate(parts)]
+        request: QueuedRequest[AnswerT] = QueuedRequest(len(parts), self._loop.create_future())
+        entries = [QueuedPart(part, request, index, next(self._numbers), since) for index, part in enumerate(parts)]
         self._put(entries)
         self._run_soon()
         if deadline is not None:
@@ -259,12 +188,12 @@ class RunQueue(Generic[PayloadT, AnswerT]):
                 except Exception as error:  # the request has its answer, or an error of its own
                     self._loop.call_exception_handler({"message": "a report failed", "exception": error})
 
-    def _put(self, entries: list[_Entry[PayloadT, AnswerT]]) -> None:
+    def _put(self, entries: list[QueuedPart[PayloadT, AnswerT]]) -> None:
         for entry in entries:
             self._groups.setdefault(entry.part.group, OrderedDict())[entry] = None
             self._queued_rows += entry.part.rows
 
-    def _drop(self, entries: list[_Entry[PayloadT, AnswerT]]) -> None:
+    def _drop(self, entries: list[QueuedPart[PayloadT, AnswerT]]) -> None:
         """Take out the parts that still wait: their request is settled already, or its caller was cancelled."""
         for entry in entries:
             group = self._groups.get(entry.part.group)
@@ -305,7 +234,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         else:
             self._go_on(together, began, answers)
 
-    def _take(self) -> list[_Entry[PayloadT, AnswerT]]:
+    def _take(self) -> list[QueuedPart[PayloadT, AnswerT]]:
         """Take out of the queue what runs next."""
         while self._halves or self._groups:
             taken = self._halves.pop() if self._halves else self._take_oldest()
@@ -313,12 +242,12 @@ class RunQueue(Generic[PayloadT, AnswerT]):
                 return together
         return []
 
-    def _take_oldest(self) -> list[_Entry[PayloadT, AnswerT]]:
+    def _take_oldest(self) -> list[QueuedPart[PayloadT, AnswerT]]:
         """Take the part that waits longest, and what may share its run."""
         key, group = min(self._groups.items(), key=lambda item: next(iter(item[1])).number)
         # One that nobody waits for any more is taken by itself, and so out of the way of the next in age.
         alone = key is None or next(iter(group)).request.future.done()
-        together: list[_Entry[PayloadT, AnswerT]] = []
+        together: list[QueuedPart[PayloadT, AnswerT]] = []
         rows = 0
         for entry in group:
             rows += entry.part.rows
@@ -331,7 +260,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
             del self._groups[key]
         return together
 
-    def _is_wanted(self, entry: _Entry[PayloadT, AnswerT]) -> bool:
+    def _is_wanted(self, entry: QueuedPart[PayloadT, AnswerT]) -> bool:
         """Whether somebody still waits for a part that was taken; otherwise its rows are given back."""
         if entry.request.future.done():
             self._queued_rows -= entry.part.rows
@@ -350,13 +279,13 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         return answers
 
     def _take_over(
-        self, together: list[_Entry[PayloadT, AnswerT]], began: float, call: asyncio.Future[Sequence[AnswerT]]
+        self, together: list[QueuedPart[PayloadT, AnswerT]], began: float, call: asyncio.Future[Sequence[AnswerT]]
     ) -> None:
         """Go on, on the event loop, where the thread ended."""
         self._go_on(together, began, call.exception() or call.result())
 
     def _go_on(
-        self, together: list[_Entry[PayloadT, AnswerT]], began: float, outcome: Sequence[AnswerT] | BaseException
+        self, together: list[QueuedPart[PayloadT, AnswerT]], began: float, outcome: Sequence[AnswerT] | BaseException
     ) -> None:
         """Hand out what a run gave, and let the next one come."""
         ended = self._loop.time()
@@ -371,9 +300,9 @@ class RunQueue(Generic[PayloadT, AnswerT]):
         self._running = []
         self._run_soon()
         if self._report is not None:
-            self._report(_reported(together, began, ended, failed=failed))
+            self._report(reported(together, began, ended, failed=failed))
 
-    def _fail(self, together: list[_Entry[PayloadT, AnswerT]], error: BaseException) -> None:
+    def _fail(self, together: list[QueuedPart[PayloadT, AnswerT]], error: BaseException) -> None:
         """Fail the request whose parts these are; of several, find out whose part it was."""
         requests = list(dict.fromkeys(entry.request for entry in together))
         if len(requests) == 1:
@@ -384,7 +313,7 @@ class RunQueue(Generic[PayloadT, AnswerT]):
             self._halves.append([entry for entry in together if entry.request not in first])
             self._halves.append([entry for entry in together if entry.request in first])
 
-    def _leave(self, together: list[_Entry[PayloadT, AnswerT]]) -> None:
+    def _leave(self, together: list[QueuedPart[PayloadT, AnswerT]]) -> None:
         """Give back the rows of a run; those of a request that has further parts are kept, and count, till its end."""
         for entry in together:
             if entry.request.future.done():
@@ -393,24 +322,5 @@ class RunQueue(Generic[PayloadT, AnswerT]):
                 entry.request.answered_rows += entry.part.rows
 
 
-def _reported(together: list[_Entry[PayloadT, AnswerT]], began: float, ended: float, *, failed: bool) -> RunReport:
-    return RunReport(
-        parts=len(together),
-        requests=len({entry.request for entry in together}),
-        rows=sum(entry.part.rows for entry in together),
-        units=sum(entry.part.units for entry in together),
-        queue_s=tuple(began - entry.since for entry in together),
-        run_s=ended - began,
-        failed=failed,
-    )
-
-
 def _going_down() -> OverloadedError:
     return OverloadedError("Expected a running service. Received: one that is going down. Try again later.")
-
-
-def _too_late() -> DeadlineExceededError:
-    return DeadlineExceededError(
-        "Expected an answer within the request's time. Received: none yet, and nobody waits for it any more. Try again "
-        "later, with fewer rows, or with more time."
-    )

@@ -16,8 +16,8 @@ import numpy as np
 from msgspec import Struct
 
 from bln_serve.runtime import Model
-from bln_serve.serving.batching import Part
 from bln_serve.serving.prediction import Work
+from bln_serve.serving.queued import Part
 from bln_serve.signature import Arrays, rows_of
 
 _ROWS = "rows"

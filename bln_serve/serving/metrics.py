@@ -19,8 +19,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from bln_serve.manifest import Manifest
-from bln_serve.serving.batching import RunReport
 from bln_serve.serving.lifeline import METRICS_FOLDER
+from bln_serve.serving.queued import RunReport
 from bln_serve.serving.tallies import Tallies, Tally
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)

@@ -19,7 +19,7 @@ from support.queues import (
 )
 
 from bln_serve.errors import DeadlineExceededError, OverloadedError, RequestTooLargeError
-from bln_serve.serving.batching import Part, RunReport
+from bln_serve.serving.queued import Part, RunReport
 
 # Order
 

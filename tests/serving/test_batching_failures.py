@@ -19,7 +19,7 @@ from support.queues import (
 )
 
 from bln_serve.errors import DeadlineExceededError
-from bln_serve.serving.batching import Part
+from bln_serve.serving.queued import Part
 
 # Failures
 

@@ -18,9 +18,10 @@ from support.laws import law
 from bln_serve.artifact import Artifact
 from bln_serve.errors import RunError
 from bln_serve.runtime import Model, OnnxSession
-from bln_serve.serving.batching import Part, RunQueue
+from bln_serve.serving.batching import RunQueue
 from bln_serve.serving.merging import Portion, SharedRun, join, parts_of
 from bln_serve.serving.prediction import Work
+from bln_serve.serving.queued import Part
 from bln_serve.signature import Arrays, rows_of
 from bln_serve.verification import compare_all
 

@@ -9,8 +9,8 @@ import pytest
 
 from bln_serve.artifact import Artifact
 from bln_serve.manifest import Manifest
-from bln_serve.serving.batching import RunReport
 from bln_serve.serving.metrics import Metrics
+from bln_serve.serving.queued import RunReport
 
 RUN = RunReport(parts=3, requests=2, rows=6, units=3, queue_s=(0.001, 0.002, 0.003), run_s=0.004, failed=False)
 
@@ -84,7 +84,7 @@ import sys
 from pathlib import Path
 from bln_serve.artifact import Artifact
 from bln_serve.serving import metrics
-from bln_serve.serving.batching import RunReport
+from bln_serve.serving.queued import RunReport
 
 metrics.share(int(sys.argv[1]))
 mine = metrics.Metrics()

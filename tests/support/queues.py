@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bln_serve.serving.batching import Part, RunQueue
+from bln_serve.serving.batching import RunQueue
+from bln_serve.serving.queued import Part
 
 DEADLINE_S = 10
 POISON = ValueError("poison")
