@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import io
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -289,12 +287,12 @@ def test_a_small_body_in_many_chunks_is_read(client: RawClient) -> None:
 
 @pytest.mark.parametrize("announced", [True, False], ids=["content-length", "chunked"])
 def test_a_body_far_over_the_limit_costs_no_memory(
-    start_server: Callable[..., Any], golden_artifacts: Path, announced: bool
+    start_server: Callable[..., Server], golden_artifacts: Path, announced: bool
 ) -> None:
     """96 MiB are sent to the end before anything is read, as simple clients do. Linux counts the most ever resident."""
     server = start_server(str(golden_artifacts / "digits_cnn"), "--threads", "1")
     asyncio.run(_until_ready(server))
-    before = _peak_mib(server)
+    before = server.peak_resident_mib()
     part = b" " * MIB
     with RawClient(server.url) as client:
         if announced:
@@ -308,16 +306,7 @@ def test_a_body_far_over_the_limit_costs_no_memory(
         assert (answer.status, answer.headers["connection"]) == (413, "close")
         assert "Expected a body of at most 8388608 bytes" in answer.error
         client.seconds_until_closed()
-    assert _peak_mib(server) - before < 16
-
-
-def _peak_mib(server: Server) -> float:
-    status = Path(f"/proc/{server.process.pid}/status")
-    if not status.exists():
-        pytest.skip("this system has no /proc, where Linux tells what is resident")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-    assert found
-    return int(found[1]) / 1024
+    assert server.peak_resident_mib() - before < 16
 
 
 @pytest.mark.parametrize("path", [PREDICT, "/models/nope/predict", "/healthz"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 DEADLINE_S = 60
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,22 @@ class Server:
 
     async def queued_rows(self, client: httpx.AsyncClient) -> int:
         return sum(model["queued_rows"] for model in (await client.get("/readyz")).json()["models"])
+
+    def resident_mib(self) -> float:
+        """Return what is resident now, in MiB."""
+        return self._memory_mib("VmRSS")
+
+    def peak_resident_mib(self) -> float:
+        """Return the most that was ever resident, in MiB."""
+        return self._memory_mib("VmHWM")
+
+    def _memory_mib(self, field: str) -> float:
+        status = Path(f"/proc/{self.process.pid}/status")
+        if not status.exists():
+            pytest.skip("this system has no /proc, where Linux tells what is resident")
+        found = re.search(rf"{field}:\s+(\d+) kB", status.read_text())
+        assert found
+        return int(found[1]) / 1024
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
