@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from support.models import bln, tiny, with_random_statistics
+from support.models import RecurrentCell, bln, tiny, with_random_statistics
 
 import bln_serve
 from bln_serve import reference
@@ -228,26 +228,9 @@ def test_a_layer_inside_a_loop_cannot_be_looked_at() -> None:
 def test_a_refusal_inside_a_keras_layer_is_told_as_it_was_meant() -> None:
     """Keras puts the arguments of the call, and colours, around what is raised inside of it."""
     inputs = keras.Input((6, 4))
-    model = keras.Model(inputs, layers.RNN(Cell())(inputs))
+    model = keras.Model(inputs, layers.RNN(RecurrentCell(M, "bln"))(inputs))
     with pytest.raises(UnsupportedModelError, match="^Expected every .* Received: 'bln' inside one.*Unroll it.$"):
         calibrated(with_random_statistics(model), "PPMM")
-
-
-class Cell(keras.layers.Layer):
-    """A recurrent cell that is a BLN layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bln = bln(M, "PPMM", "bln")
-        self.state_size = self.output_size = 4
-
-    def build(self, _: Any) -> None:
-        self.bln.build((None, 4))
-        self.built = True
-
-    def call(self, inputs: Any, states: Any) -> Any:
-        y = self.bln(inputs + states[0])
-        return y, [y]
 
 
 def test_a_layer_called_once_a_time_step_counts_every_step() -> None:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from support.models import bln, tiny, with_random_statistics
+from support.models import RecurrentCell, bln, tiny, with_random_statistics
 
 from bln_serve import reference
 from bln_serve.errors import MiniBatchError, UnsupportedModelError, UsageError
@@ -157,26 +157,9 @@ def test_a_layer_called_twice_has_no_reference_and_all_else() -> None:
     assert all(entry.loss is not None for entry in entries(found, "calibrated").values())
 
 
-class Cell(keras.layers.Layer):
-    """A recurrent cell with a BLN layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bln = bln(M, "PPMM", "inside")
-        self.state_size = self.output_size = 4
-
-    def build(self, _: Any) -> None:
-        self.bln.build((None, 4))
-        self.built = True
-
-    def call(self, inputs: Any, states: Any, training: bool = False) -> Any:
-        y = self.bln(inputs + states[0], training=training)
-        return y, [y]
-
-
 def recurrent() -> keras.Model:
     x = keras.Input((6, 4))
-    return compiled(x, layers.Dense(3)(bln(M, "PPMM", "after")(layers.RNN(Cell())(x))))
+    return compiled(x, layers.Dense(3)(bln(M, "PPMM", "after")(layers.RNN(RecurrentCell(M, "inside"))(x))))
 
 
 @pytest.mark.parametrize("wish", [{"select": (X, Y)}, {"calibrate": X}, {"select": (X, Y), "calibrate": X}])

@@ -1,6 +1,6 @@
 """The tables of README.md on policies, each a function from what was measured to lines of Markdown."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,20 @@ def _losses_and_accuracies(group: Sequence[Mapping[str, Any]], policy: str) -> s
     return "unusable" if np.isnan(both[0]).all() else " / ".join(map(over_seeds, both))
 
 
+def _evaluated(
+    results: Results, experiments: Sequence[tuple[str, str, str]]
+) -> Iterator[tuple[str, str, list[Mapping[str, Any]]]]:
+    """Yield each experiment whose policies were evaluated, in words too, with its runs."""
+    for experiment, order, words in experiments:
+        if group := results.evaluated(experiment, order):
+            yield experiment, words, group
+
+
 def correlations(results: Results, experiments: Sequence[tuple[str, str, str]]) -> list[str]:
     """Spearman's rho of the policies' test losses with the paper's: of each seed, of the mean, and among seeds."""
 
     def rows() -> Rows:
-        for experiment, order, words in experiments:
-            group = results.evaluated(experiment, order)
-            if not group:
-                continue
+        for experiment, words, group in _evaluated(results, experiments):
             paper = {p: np.nan if v[0] is None else v[0] for p, v in results.paper["policies"][experiment].items()}
             each = [scores(one, TRAINED, "test") for one in group]
             of_mean = {policy: mean([one[policy] for one in each]) for policy in POLICIES}
@@ -55,10 +61,7 @@ def flattery(results: Results, experiments: Sequence[tuple[str, str, str]]) -> l
     """The best of the 16 chosen on validation rows beside the best chosen on the test rows themselves."""
 
     def rows() -> Rows:
-        for experiment, order, words in experiments:
-            group = results.evaluated(experiment, order)
-            if not group:
-                continue
+        for _, words, group in _evaluated(results, experiments):
             test = [scores(one, TRAINED, "test") for one in group]
             chosen = [lowest(scores(one, TRAINED, "validation")) for one in group]
             on_test = [min(v for v in one.values() if np.isfinite(v)) for one in test]

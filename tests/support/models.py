@@ -38,6 +38,23 @@ def bln(m: int, policy: str, name: str | None = None) -> BatchLayerNormalization
     return layer
 
 
+class RecurrentCell(keras.layers.Layer):
+    """A recurrent cell of 4 units that is a BLN layer: its rows pass inside a loop of the graph."""
+
+    def __init__(self, m: int, name: str) -> None:
+        super().__init__()
+        self.bln = bln(m, "PPMM", name)
+        self.state_size = self.output_size = 4
+
+    def build(self, _: Any) -> None:
+        self.bln.build((None, 4))
+        self.built = True
+
+    def call(self, inputs: Any, states: Any, training: bool = False) -> Any:
+        y = self.bln(inputs + states[0], training=training)
+        return y, [y]
+
+
 def one_layer(shape: Sequence[int], m: int, policy: str, seed: int = 0) -> Any:
     """Return a model that is one BLN layer."""
     x = keras.Input(tuple(shape), name="x")
