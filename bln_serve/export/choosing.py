@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bln_serve.errors import UsageError
+from bln_serve.errors import UnsupportedModelError, UsageError
 from bln_serve.export import calibration, data, freezing, reference_batch
 from bln_serve.export.data import Data
 from bln_serve.export.freezing import FrozenLayer
@@ -20,7 +20,7 @@ from bln_serve.export.saved_model import Callee
 from bln_serve.export.selection import candidates, scoring, variants
 from bln_serve.export.selection.record import COUPLING_LIMITS, Selection, within
 from bln_serve.manifest import StoredStatistics
-from bln_serve.statistics import LayerStatistics
+from bln_serve.statistics import LayerStatistics, RowCoupling
 
 FEATURE_SLOTS = ("keep", "pool")
 
@@ -71,6 +71,22 @@ class Wish:
         elif self.statistics is not None:
             raise UsageError(
                 f"Expected --statistics or --select, which chooses a policy. Received: both, with {self.statistics}."
+            )
+
+    def require_within(self, proved: RowCoupling) -> None:
+        """See that a model has come out as the choice was limited to.
+
+        Args:
+            proved: the row coupling of the whole model, on the graph that is written.
+
+        Raises:
+            UnsupportedModelError: it is coupled more strongly.
+        """
+        if not within(self.coupling, proved):
+            raise UnsupportedModelError(
+                f"Expected rows as --coupling {self.coupling} allows. Received: {proved} ones in the model that would "
+                "be written, which those of the Keras model are not. Please report the model, or allow it with "
+                "--coupling any."
             )
 
 

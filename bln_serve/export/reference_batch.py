@@ -42,15 +42,24 @@ def freeze_at(callee: Callee, frozen: Sequence[FrozenLayer], data: Data) -> tupl
             f"Expected a policy with a live batch mean or variance for --reference-batch. Received: {policies}, which "
             "has none to freeze. Take one with --statistics, such as MMMM."
         )
-    rule = mini_batch_rule([item.statistics for item in frozen], data.rows)
-    if rule is not None:
-        rule.cut(data.rows, 0)
+    _require_mini_batch(frozen, data.rows)
     with freezing.applied(callee.model, frozen):
         observer = Observer(callee)
         layers = observer.trace()
         ((inputs, _),) = data.mini_batches(callee.signature, data.rows)
         seen = dict(zip(layers, observer(inputs), strict=True))
     return tuple(_frozen(item, seen[item.layer]) if item.layer in seen else item for item in frozen)
+
+
+def _require_mini_batch(frozen: Sequence[FrozenLayer], rows: int) -> None:
+    rule = mini_batch_rule([item.statistics for item in frozen], rows)
+    if rule is None or rule.allows(rows, rows):
+        return
+    count = f"at least {rule.min_rows} rows" if rule.max_rows is None else f"{rule.min_rows} to {rule.max_rows} rows"
+    raise UsageError(
+        f"Expected --reference-batch with {count}, all of one mini-batch ({rule.reason}). Received: {rows}. Give it "
+        "other rows."
+    )
 
 
 def _frozen(item: FrozenLayer, calls: Sequence[Moments]) -> FrozenLayer:

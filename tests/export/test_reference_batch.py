@@ -10,7 +10,7 @@ from support.models import bln, tiny, with_random_statistics
 
 import bln_serve
 from bln_serve import reference
-from bln_serve.errors import MiniBatchError, UnsupportedModelError, UsageError
+from bln_serve.errors import UnsupportedModelError, UsageError
 from bln_serve.export import data, export, freezing, reference_batch, saved_model
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.layers import bln_layers
@@ -85,12 +85,12 @@ def test_it_may_be_larger_than_m_where_nothing_is_stored_by_slot(tmp_path: Path)
     model = tiny("MMMM", M, "tiny")
     live = model.predict(OTHERS, batch_size=20, verbose=0)
     assert apart(answers(model, frozen_at(model, OTHERS), OTHERS), live) <= RTOL
-    with pytest.raises(MiniBatchError, match="at most 5 rows"):
+    with pytest.raises(UsageError, match="with 2 to 5 rows, all of one mini-batch .* Received: 20"):
         export(tiny("MMPP", M, "tiny"), tmp_path, reference_batch=OTHERS)
 
 
 def test_one_row_makes_no_mini_batch(tmp_path: Path) -> None:
-    with pytest.raises(MiniBatchError, match="at least 2 rows"):
+    with pytest.raises(UsageError, match="with at least 2 rows, all of one mini-batch .* Received: 1"):
         export(tiny("MMMM", M, "tiny"), tmp_path, reference_batch=ROWS[:1])
 
 

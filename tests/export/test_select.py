@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import bln_serve
 from bln_serve.artifact import sha256
 from bln_serve.cli.export import main
 from bln_serve.cli.inspect import main as inspect_command
-from bln_serve.errors import ArtifactExistsError, UsageError
-from bln_serve.export import export, export_onnx
+from bln_serve.errors import ArtifactExistsError, UnsupportedModelError, UsageError
+from bln_serve.export import conversion, export, export_onnx
 from bln_serve.export.selection import plot
 from bln_serve.export.selection.record import Selection
 from bln_serve.export.selection.report import read_selection, table
@@ -180,6 +181,21 @@ def test_the_command_says_what_is_stored_and_so_does_the_file(
     assert "note: --calibrate left out the last 3 of 23 rows: they do not fill a mini-batch of 5\n" in said
     assert inspect_command([str(out)]) == 0
     assert 'bln.stored_statistics = {"origin":"calibrated","source":"rows.npy",' in capsys.readouterr().out
+
+
+def test_a_model_that_comes_out_more_strongly_coupled_is_not_written(
+    model_file: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = conversion.convert
+
+    def convert_badly(*arguments: Any) -> conversion.Conversion:
+        made = convert(*arguments)
+        return replace(made, coupling=replace(made.coupling, row_coupling=RowCoupling.POSITIONAL))
+
+    monkeypatch.setattr(conversion, "convert", convert_badly)
+    with pytest.raises(UnsupportedModelError, match="as --coupling independent allows. Received: positional ones"):
+        export(model_file, tmp_path / "out", select=data_file, coupling="independent")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
