@@ -23,10 +23,14 @@ RUN_ONCE := $(filter-out tests/e2e/test_protocols.py, $(wildcard tests/e2e/test_
 	$(filter-out tests/serving/test_open_inference.py tests/serving/test_tf_serving.py, $(wildcard tests/serving/test_*.py))
 
 test-export: $(VENV)  ## the lane with TensorFlow
-	.venv/bin/python -m pytest --numprocesses auto --dist loadfile $(RUN_ONCE:%=--ignore=%)
+	.venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(RUN_ONCE:%=--ignore=%)
+
+# What looks at how long something takes, or at this process's memory, has the machine and the process for itself.
+ALONE := tests/e2e tests/serving/test_catalog_swaps.py tests/serving/test_json_values.py
 
 test-serve: $(SERVE_VENV)  ## the lane without it: the serving install alone
-	.venv-serve/bin/python -m pytest --without-tensorflow
+	.venv-serve/bin/python -m pytest --without-tensorflow $(ALONE)
+	.venv-serve/bin/python -m pytest --without-tensorflow --numprocesses auto --dist loadfile $(ALONE:%=--ignore=%)
 
 test-wheel: $(SERVE_VENV)  ## what `pip install` gives, in an empty environment
 	.venv-serve/bin/python -m pytest --without-tensorflow tests/test_packaging.py -m wheel

@@ -29,6 +29,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if needs_clients or (needs_tensorflow and config.getoption("--without-tensorflow")) else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes a minute each comes first: at the end one of two processes would have nothing left to do beside it."""
+    items.sort(key=lambda item: item.path.parent != TESTS / "models")
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     if config.getoption("--without-tensorflow"):
         return f"lane: serving install, without tests/{{{','.join(NEED_TENSORFLOW)}}}"
