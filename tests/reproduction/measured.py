@@ -2,6 +2,7 @@
 
 spread          the standard deviation over seeds, ddof=1; none for one seed
 differs         a mean is farther from the paper's figure, one run of one seed, than twice the spread
+by chance       how likely one more seed is to lie that far from the mean, where only the seeds differ
 Spearman's rho  the correlation of ranks, equal values sharing the mean of their ranks
 steps to reach  the first measured step at which the validation loss is no higher than a target
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 HERE = Path(__file__).resolve().parent
 METHODS = {"bln": "BLN (MMMM)", "bn": "BN", "ln": "LN"}
@@ -99,21 +101,19 @@ def differs(values: Sequence[float], published: float) -> bool | None:
     return None if deviation is None else abs(mean(values) - published) > DIFFERS * deviation
 
 
-def ranks(values: Sequence[float]) -> list[float]:
-    """Return the ranks from 1, equal values sharing the mean of theirs."""
-    return [
-        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
-    ]
+def by_chance(values: Sequence[float], published: float) -> float:
+    """Return how likely one more seed's figure is to lie this far from the mean of at least two (Student's t)."""
+    away = abs(mean(values) - published) / (np.std(values, ddof=1) * np.sqrt(1 + 1 / len(values)))
+    return float(2 * stats.t.sf(away, len(values) - 1))
 
 
 def spearman(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:
     """Return the rank correlation over the keys that are finite in both; None for fewer than three or without ranks."""
     keys = [key for key in one if np.isfinite(one[key]) and np.isfinite(other.get(key, np.nan))]
-    both = [np.array(ranks([each[key] for key in keys])) for each in (one, other)]
+    both = [[each[key] for key in keys] for each in (one, other)]
     if len(keys) < 3 or any(np.ptp(each) == 0 for each in both):
         return None
-    a, b = (each - each.mean() for each in both)
-    return float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()))
+    return float(stats.spearmanr(*both).statistic)
 
 
 def steps_to(run: Mapping[str, Any], target: float) -> int | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .measured import METHODS, Results, best_by_step, differs, mean, spread, steps_to
+from .measured import METHODS, Results, best_by_step, by_chance, differs, mean, spread, steps_to
 from .writing import CALIBRATED, NOTHING, ORDERS, REFERENCE, TRAINED, Rows, over_seeds, table
 
 
@@ -104,8 +104,10 @@ def differences(results: Results, experiments: Sequence[tuple[str, str, str]], c
                 if differs(values, paper[f"test_{what}"]):
                     away = abs(mean(values) - paper[f"test_{what}"]) / spread(values)
                     cause = causes.get(f"{experiment}/{method}", "The cause is not known.")
+                    chance = by_chance(values, paper[f"test_{what}"])
                     found = f"{over_seeds(values)} and not {paper[f'test_{what}']:.4f}, {away:.1f} spreads away"
-                    lines.append(f"- {words}, {name}, {what}: {found}. {cause}")
+                    often = f"one more seed would be by chance in {chance:.1%} of cases"
+                    lines.append(f"- {words}, {name}, {what}: {found} ({often}). {cause}")
     return lines or ["None that more than one seed tells."]
 
 
