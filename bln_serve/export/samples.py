@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -215,7 +216,7 @@ def keras_answers(callee: Callee, requests: Sequence[Arrays], size: int) -> list
     # Whole mini-batches one after the other are what they are alone, and a call of predict takes its time.
     packed = callee.pack([np.concatenate([request[name] for request in requests]) for name in requests[0]])
     try:
-        outputs = callee.by_name(callee.model.predict(packed, batch_size=size, verbose=0))
+        outputs = callee.by_name(callee.model.predict(_mini_batches(packed, size), verbose=0))
     except tf.errors.OpError as error:
         raise UnsupportedModelError(
             f"Expected Keras to answer a request with values that its inputs may have. Received: {_reason(error)}. "
@@ -227,6 +228,16 @@ def keras_answers(callee: Callee, requests: Sequence[Arrays], size: int) -> list
         {name: np.asarray(output)[start : start + rows] for name, output in outputs.items()}
         for start in range(0, rows * len(requests), rows)
     ]
+
+
+def _mini_batches(arrays: Any, size: int) -> tf.data.Dataset:
+    """Return what `predict` makes of arrays and a batch size, without the functions that it traces for it each time."""
+    as_keras_does = keras.tree.map_structure(_with_float_type, keras.tree.lists_to_tuples(arrays))
+    return tf.data.Dataset.from_tensor_slices((as_keras_does,)).batch(size)
+
+
+def _with_float_type(array: np.ndarray) -> np.ndarray:
+    return array.astype(keras.config.floatx()) if keras.backend.is_float_dtype(array.dtype.name) else array
 
 
 def _reason(error: tf.errors.OpError) -> str:
