@@ -9,7 +9,7 @@ from keras import layers
 from support.models import RecurrentCell, bln, tiny, with_random_statistics
 
 from bln_serve import reference
-from bln_serve.errors import MiniBatchError, UnsupportedModelError, UsageError
+from bln_serve.errors import UnsupportedModelError, UsageError
 from bln_serve.export import calibration, freezing, saved_model
 from bln_serve.export.choosing import Choice, Chooser, Wish
 from bln_serve.export.selection.record import Entry
@@ -94,7 +94,7 @@ def test_folded_rows_are_selected_on_in_mini_batches_of_the_request_s_rows() -> 
 
 
 def test_a_reference_of_more_folded_rows_than_slots_is_refused() -> None:
-    with pytest.raises(MiniBatchError, match="at most 6 rows"):
+    with pytest.raises(UsageError, match="with 1 to 6 rows, all of one mini-batch .* Received: 12"):
         choose(folded("MMPP"), reference_batch=STEPS[:12])
 
 
