@@ -118,6 +118,8 @@ def _shortened(path: Sequence[str]) -> Sequence[str]:
 
 def _report(state: "ModelState") -> str:
     lines = [line for layer in state.layers for line in _layer_lines(layer)]
+    if any(each.problem for layer in state.layers for each in layer.statistics):
+        lines.append("what is not usable can be estimated from data: bln-export --calibrate DATA")
     said = f"row coupling by BLN layers: {state.row_coupling} ({state.row_coupling_reason})"
     return "\n".join([*lines, f"{said}; of the whole model it is proved at export"])
 

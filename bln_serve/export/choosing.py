@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bln_serve.errors import UnsupportedModelError, UsageError
+from bln_serve.errors import MiniBatchError, UnsupportedModelError, UsageError
 from bln_serve.export import calibration, data, freezing, reference_batch
 from bln_serve.export.data import Data
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.row_analysis import RowAnalysis
 from bln_serve.export.saved_model import Callee
 from bln_serve.export.selection import candidates, scoring, variants
-from bln_serve.export.selection.record import COUPLING_LIMITS, Selection, within
+from bln_serve.export.selection.record import CALIBRATED, COUPLING_LIMITS, REFERENCE_BATCH, Selection, within
 from bln_serve.manifest import StoredStatistics
 from bln_serve.statistics import LayerStatistics, RowCoupling
 
@@ -73,11 +73,12 @@ class Wish:
                 f"Expected --statistics or --select, which chooses a policy. Received: both, with {self.statistics}."
             )
 
-    def require_within(self, proved: RowCoupling) -> None:
+    def require_within(self, proved: RowCoupling, reason: str) -> None:
         """See that a model has come out as the choice was limited to.
 
         Args:
             proved: the row coupling of the whole model, on the graph that is written.
+            reason: what couples its rows.
 
         Raises:
             UnsupportedModelError: it is coupled more strongly.
@@ -85,8 +86,8 @@ class Wish:
         if not within(self.coupling, proved):
             raise UnsupportedModelError(
                 f"Expected rows as --coupling {self.coupling} allows. Received: {proved} ones in the model that would "
-                "be written, which those of the Keras model are not. Please report the model, or allow it with "
-                "--coupling any."
+                f"be written ({reason}), which those of the Keras model are not. Please report the model, or allow it "
+                "with --coupling any."
             )
 
 
@@ -144,7 +145,7 @@ class Chooser:
             made = self._calibrate(frozen, self._read(wish.calibrate, "--calibrate"))
         elif wish.reference_batch is not None:
             made = self._freeze_at(frozen, self._read(wish.reference_batch, "--reference-batch"))
-        freezing.require_usable(made.frozen)
+        freezing.require_usable(made.frozen, estimated_anew=wish.calibrate is not None)
         return made
 
     def _calibrate(self, frozen: tuple[FrozenLayer, ...], rows: Data) -> Choice:
@@ -156,41 +157,41 @@ class Chooser:
         independent = analysis.is_independent(frozen)
         count = candidates.Counted(calibration.runs(frozen, rows, size, independent=independent), self.on_progress)
         frozen = calibration.calibrate(self.callee, frozen, rows, size, count.run, independent=independent)
-        return Choice(
-            frozen, variants.stored(variants.CALIBRATED, rows, size), notes=_dropped(rows, size, "--calibrate")
-        )
+        return Choice(frozen, variants.stored(CALIBRATED, rows, size), notes=_dropped(rows, size, "--calibrate"))
 
     def _freeze_at(self, frozen: tuple[FrozenLayer, ...], rows: Data) -> Choice:
         frozen = self._analyse(frozen, "--reference-batch").placed(frozen)
         self.on_stage("freezing the reference mini-batch")
-        return Choice(
-            reference_batch.freeze_at(self.callee, frozen, rows),
-            variants.stored(variants.REFERENCE_BATCH, rows, rows.rows),
-        )
+        try:
+            frozen = reference_batch.freeze_at(self.callee, frozen, rows)
+        except MiniBatchError as error:
+            raise UsageError(str(error)) from error
+        return Choice(frozen, variants.stored(REFERENCE_BATCH, rows, rows.rows))
 
     def _select(self, wish: Wish) -> Choice:
+        judge = scoring.scoring(self.given, self.path, wish.loss, wish.metrics)
+        validation = self._read(wish.select, "--select", judge)
+        to_calibrate = None if wish.calibrate is None else self._read(wish.calibrate, "--calibrate")
+        reference = None if wish.reference_batch is None else self._read(wish.reference_batch, "--reference-batch")
         frozen = freezing.with_policies(self.callee.model, None, wish.feature_slots)
         analysis = self._analyse(frozen, "--select")
         _require_within(wish.coupling, analysis)
         size = self._mini_batch_rows(analysis.placed(frozen), "--select")
-        judge = scoring.scoring(self.given, self.path, wish.loss, wish.metrics)
         materials = variants.Materials(
-            validation=self._read(wish.select, "--select", judge),
+            validation=validation,
             scoring=judge,
             rows=size,
             analysis=analysis,
-            calibration=None if wish.calibrate is None else self._read(wish.calibrate, "--calibrate"),
-            reference=None if wish.reference_batch is None else self._read(wish.reference_batch, "--reference-batch"),
+            calibration=to_calibrate,
+            reference=reference,
             feature_slots=wish.feature_slots,
             coupling=wish.coupling,
         )
         self.on_stage("selecting")
         winner = candidates.select(self.callee, materials, self.on_progress)
-        rows = {variants.CALIBRATED: materials.calibration, variants.REFERENCE_BATCH: materials.reference}.get(
-            winner.origin
-        )
+        rows = {CALIBRATED: materials.calibration, REFERENCE_BATCH: materials.reference}.get(winner.origin)
         stored = None if rows is None else variants.stored(winner.origin, rows, size)
-        left_out = _dropped(rows, size, "--calibrate") if rows and winner.origin == variants.CALIBRATED else ()
+        left_out = _dropped(rows, size, "--calibrate") if rows and winner.origin == CALIBRATED else ()
         return Choice(winner.frozen, stored, winner.selection, (*judge.notes, *left_out))
 
     def _read(self, source: Any, option: str, judge: scoring.Scoring | None = None) -> Data:
@@ -204,7 +205,8 @@ class Chooser:
     def _analyse(self, frozen: Sequence[FrozenLayer], option: str) -> RowAnalysis:
         if not frozen:
             raise UsageError(
-                f"Expected a model with Batch Layer Normalization layers for {option}. Received: one without."
+                f"Expected a model with Batch Layer Normalization layers for {option}. Received: one without, which "
+                f"has no statistics to choose. Leave {option} out."
             )
         self.on_stage("analysing the model's rows")
         return RowAnalysis(self.callee, frozen)

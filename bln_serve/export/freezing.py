@@ -85,20 +85,28 @@ def with_policies(model: Any, statistics: str | None, feature_slots: str | None 
     )
 
 
-def require_usable(frozen: Sequence[FrozenLayer]) -> None:
+def require_usable(frozen: Sequence[FrozenLayer], *, estimated_anew: bool = False) -> None:
     """See that each layer can use what its policy stores.
+
+    Args:
+        frozen: the layers.
+        estimated_anew: whether that is from data, and not from training.
 
     Raises:
         UnusableStatisticsError: one cannot; the message has a line for each such statistic.
     """
     problems = [f"  {name}: {problem}" for name, problem in problems_of(frozen)]
     if problems:
-        more = "Train the model further, estimate" if any(item.layer.batch_size > 1 for item in frozen) else "Estimate"
+        if estimated_anew:
+            way_out = "Fill the slots, with --mini-batch-rows of all of them, or make them one, --feature-slots pool"
+        elif any(item.layer.batch_size > 1 for item in frozen):
+            way_out = "Train the model further, estimate them from data, --calibrate DATA.npz"
+        else:
+            way_out = "Estimate them from data, --calibrate DATA.npz"
         raise UnusableStatisticsError(
             "Expected usable stored statistics where the policy asks for them. Received:\n"
             + "\n".join(problems)
-            + f"\n{more} them from data, --calibrate DATA.npz, or take the statistics from the rows at hand: "
-            "--statistics mini-batch."
+            + f"\n{way_out}, or take the statistics from the rows at hand: --statistics mini-batch."
         )
 
 
@@ -121,7 +129,7 @@ def rows_problem(frozen: Sequence[FrozenLayer], rows: int) -> str | None:
         return None
     if rule.max_rows == 0:
         return "there are fewer slots than one row of a request takes"
-    return f"mini-batches of {rows} rows, and it takes from {rule.min_rows} to {rule.max_rows or 'any number'}"
+    return f"mini-batches of {rows} rows, and the policy takes from {rule.min_rows} to {rule.max_rows or 'any number'}"
 
 
 def _names(layers: Sequence[BatchLayerNormalization]) -> list[str]:

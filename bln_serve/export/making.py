@@ -117,7 +117,7 @@ def make(order: Order, folder: Path) -> Manifest:
     with freezing.applied(model, frozen):
         order.on_stage("converting to ONNX")
         converted = conversion.convert(callee, frozen, order.opset)
-        order.wish.require_within(converted.coupling.row_coupling)
+        order.wish.require_within(converted.coupling.row_coupling, converted.coupling.reason)
         rows = request_rows.choose(converted, order.mini_batch_rows)
         made = _Made(_with_index_ranges(callee, converted), choice, converted, rows)
         _write_onnx(made, folder / ONNX_MODEL, order.name)

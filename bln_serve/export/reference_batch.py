@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bln_serve.errors import UnsupportedModelError, UsageError
+from bln_serve.errors import MiniBatchError, UnsupportedModelError, UsageError
 from bln_serve.export import estimates, freezing
 from bln_serve.export.data import Data
 from bln_serve.export.freezing import FrozenLayer
@@ -33,7 +33,8 @@ def freeze_at(callee: Callee, frozen: Sequence[FrozenLayer], data: Data) -> tupl
         The same layers, with both batch statistics stored.
 
     Raises:
-        UsageError: no batch statistic is live, or these rows make no mini-batch.
+        UsageError: no batch statistic is live.
+        MiniBatchError: these rows make no mini-batch.
         UnsupportedModelError: a layer is called more than once, and would need a statistic for each call.
     """
     if not any(item.policy.live_over_rows for item in frozen):
@@ -52,14 +53,20 @@ def freeze_at(callee: Callee, frozen: Sequence[FrozenLayer], data: Data) -> tupl
 
 
 def _require_mini_batch(frozen: Sequence[FrozenLayer], rows: int) -> None:
-    rule = mini_batch_rule([item.statistics for item in frozen], rows)
+    rule = mini_batch_rule([item.statistics for item in frozen if item.called], rows)
     if rule is None or rule.allows(rows, rows):
         return
-    count = f"at least {rule.min_rows} rows" if rule.max_rows is None else f"{rule.min_rows} to {rule.max_rows} rows"
-    raise UsageError(
-        f"Expected --reference-batch with {count}, all of one mini-batch ({rule.reason}). Received: {rows}. Give it "
-        "other rows."
+    count = f"at least {rule.min_rows}" if rule.max_rows is None else _between(rule.min_rows, rule.max_rows)
+    slots = "" if rule.max_rows is None else " Statistics stored by slot allow no more: --feature-slots pool has none."
+    raise MiniBatchError(
+        f"Expected --reference-batch with {count} rows, all of one mini-batch ({rule.reason}). Received: {rows}.{slots}"
     )
+
+
+def _between(fewest: int, most: int) -> str:
+    if fewest == most:
+        return f"exactly {fewest}"
+    return f"{fewest} to {most}" if fewest < most else f"at least {fewest}, and at most {most},"
 
 
 def _frozen(item: FrozenLayer, calls: Sequence[Moments]) -> FrozenLayer:

@@ -45,7 +45,7 @@ class Spread:
         return Spread(self.mean, 4 * self.deviation)
 
 
-# Standardised, wider, and far from zero as raw pixels are.
+# Standardised, wider, and far from zero as raw pixels are: this one not any more where it has to be drawn wider.
 SPREADS = (Spread(0.0, 1.0), Spread(0.5, 2.0), Spread(8.0, 4.0))
 
 
@@ -232,8 +232,9 @@ def keras_answers(callee: Callee, requests: Sequence[Arrays], size: int) -> list
 
 def _mini_batches(arrays: Any, size: int) -> tf.data.Dataset:
     """Return what `predict` makes of arrays and a batch size, without the functions that it traces for it each time."""
-    as_keras_does = keras.tree.map_structure(_with_float_type, keras.tree.lists_to_tuples(arrays))
-    return tf.data.Dataset.from_tensor_slices((as_keras_does,)).batch(size)
+    rows = keras.tree.map_structure(_with_float_type, keras.tree.lists_to_tuples(arrays))
+    # A tuple by itself would be taken for inputs with targets.
+    return tf.data.Dataset.from_tensor_slices((rows,) if isinstance(rows, tuple) else rows).batch(size)
 
 
 def _with_float_type(array: np.ndarray) -> np.ndarray:

@@ -55,7 +55,14 @@ class RunReport(Struct, frozen=True):
 
 
 class QueuedRequest(Generic[AnswerT]):
-    """A request in the queue: its future, and the answers to its parts as they come. Compared by identity."""
+    """A request in the queue: its future, and the answers to its parts as they come. Compared by identity.
+
+    Attributes:
+        answers: to its parts, in their order; None for one that has not run.
+        answered_rows: of these parts; the queue counts them as they leave it.
+        future: of the answers; settled by the last, or by an error.
+        missing: how many parts have not run.
+    """
 
     __slots__ = ("answered_rows", "answers", "future", "missing")
 
@@ -83,7 +90,15 @@ class QueuedRequest(Generic[AnswerT]):
 
 
 class QueuedPart(Generic[PayloadT, AnswerT]):
-    """A part in the queue. Compared by identity: two equal parts are two."""
+    """A part in the queue. Compared by identity: two equal parts are two.
+
+    Attributes:
+        index: its place among the request's parts.
+        number: its place among all that ever came, by which the oldest is known.
+        part: the rows.
+        request: to which they belong.
+        since: when it came, in the event loop's time.
+    """
 
     __slots__ = ("index", "number", "part", "request", "since")
 

@@ -141,7 +141,7 @@ def _line(case: Case, turns: Sequence[Turn]) -> str:
         of_bare = statistics.median(rate / other for rate, other in zip(ours, bare, strict=True))
         met = met and of_bare >= case.target.of_bare
         wanted += f", {case.target.of_bare:.2f} of the bare app"
-        bare_cells = f"{statistics.median(bare):.0f} | {of_bare:.2f}"
+        bare_cells = f"{statistics.median(bare):.0f} | {of_bare:.3f}"
     if case.target.spread:
         met = met and spread <= case.target.spread
         wanted += f"; p99 / p50 at most {case.target.spread}"

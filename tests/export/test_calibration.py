@@ -186,7 +186,7 @@ def test_at_m_1_each_row_is_a_step(independent: bool) -> None:
 
 
 def test_mini_batches_of_more_rows_than_slots_are_refused() -> None:
-    with pytest.raises(UsageError, match="Received: mini-batches of 8 rows, and it takes from 1 to 5. Set --mini-b"):
+    with pytest.raises(UsageError, match="Received: mini-batches of 8 rows, and the policy takes from 1 to 5. Set"):
         calibrated(tiny("PPPP", M, "tiny"), "PPPP", rows=8)
 
 

@@ -9,7 +9,7 @@ from keras import layers
 from support.models import RecurrentCell, bln, tiny, with_random_statistics
 
 from bln_serve import reference
-from bln_serve.errors import UnsupportedModelError, UsageError
+from bln_serve.errors import UnsupportedModelError, UnusableStatisticsError, UsageError
 from bln_serve.export import calibration, freezing, saved_model
 from bln_serve.export.choosing import Choice, Chooser, Wish
 from bln_serve.export.selection.record import Entry
@@ -111,7 +111,7 @@ def test_mini_batches_that_the_slots_cannot_hold() -> None:
         rows=8, select=(FLAT, Y), calibrate=FLAT,
     )  # fmt: skip
     for origin in ("as trained", "calibrated"):
-        assert entries(found, origin)["PPPP"].unusable == "mini-batches of 8 rows, and it takes from 1 to 5"
+        assert entries(found, origin)["PPPP"].unusable == "mini-batches of 8 rows, and the policy takes from 1 to 5"
         assert entries(found, origin)["PPMM"].loss is not None
 
 
@@ -155,6 +155,49 @@ def test_a_layer_called_twice_has_no_reference_and_all_else() -> None:
     assert len(reasons) == 1
     assert "Received: 'bln', called 2 times" in str(reasons)
     assert all(entry.loss is not None for entry in entries(found, "calibrated").values())
+
+
+@pytest.mark.parametrize(("rows", "fitting"), [(2 * M, {"MMMM", "MPMM", "PMMM"}), (1, set())])
+def test_a_reference_of_too_many_rows_or_few_competes_where_it_fits(rows: int, fitting: set[str]) -> None:
+    """Statistics by slot take no more than m rows, and live ones at least 2."""
+    found = entries(choose(tiny_compiled(), select=(X, Y), reference_batch=X[:rows]), "reference batch")
+    assert {policy for policy, entry in found.items() if entry.loss is not None} == fitting
+    assert all(f"Received: {rows}." in str(entry.unusable) for policy, entry in found.items() if policy not in fitting)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"select": (X[:, :3], Y)},
+        {"select": (X, Y + 3)},
+        {"select": (X, Y), "calibrate": X[:, :3]},
+        {"select": (X, Y), "reference_batch": X[:, :3]},
+    ],
+)
+def test_data_is_looked_at_before_the_model(wish: dict[str, Any]) -> None:
+    stages: list[str] = []
+    model = tiny_compiled()
+    with pytest.raises(UsageError, match="Expected"):
+        Chooser(saved_model.describe(model), model, None, None, stages.append, Told()).choose(Wish(**wish))
+    assert all(stage.startswith("reading") for stage in stages), stages
+
+
+def test_who_calibrated_with_too_few_rows_for_the_slots_is_told_what_fills_them() -> None:
+    with pytest.raises(UnusableStatisticsError, match="Fill the slots, with --mini-batch-rows of all of them, or make"):
+        choose(with_empty_slots(), rows=2, statistics="PPPP", calibrate=X)
+
+
+def with_empty_slots() -> keras.Model:
+    model = tiny("PPPP", M, "tiny")
+    for layer in bln_layers(model):
+        layer.slot_steps.assign(np.zeros(layer.slot_steps.shape))
+    return model
+
+
+def tiny_compiled() -> keras.Model:
+    model = tiny("MMMM", M, "tiny")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    return model
 
 
 def recurrent() -> keras.Model:

@@ -49,6 +49,7 @@ def test_each_layer_is_shown_with_what_its_estimates_rest_on(half_trained: Path,
         "  batch variance    live    NOT usable: the stored batch variance was never updated",
         "  feature mean      stored  NOT usable: the stored feature mean was never updated",
         "  feature variance  stored  NOT usable: the stored feature variance was never updated",
+        "what is not usable can be estimated from data: bln-export --calibrate DATA",
         "row coupling by BLN layers: mini-batch (single: batch mean and batch variance are live); "
         "of the whole model it is proved at export",
     ]
@@ -79,7 +80,9 @@ def test_an_artifact_is_shown_from_its_manifest(golden_artifacts: Path, capsys) 
 
 def test_the_shipped_models_estimates_are_usable(capsys) -> None:
     assert main([str(MODELS / "digits_cnn.keras")]) == 0
-    assert "NOT usable" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "NOT usable" not in said
+    assert "--calibrate" not in said
 
 
 def test_what_is_no_model_is_one_sentence(tmp_path: Path, capsys) -> None:

@@ -85,7 +85,7 @@ def test_it_may_be_larger_than_m_where_nothing_is_stored_by_slot(tmp_path: Path)
     model = tiny("MMMM", M, "tiny")
     live = model.predict(OTHERS, batch_size=20, verbose=0)
     assert apart(answers(model, frozen_at(model, OTHERS), OTHERS), live) <= RTOL
-    with pytest.raises(UsageError, match="with 2 to 5 rows, all of one mini-batch .* Received: 20"):
+    with pytest.raises(UsageError, match=r"with 2 to 5 rows, all of one .* Received: 20\. Statistics stored by slot"):
         export(tiny("MMPP", M, "tiny"), tmp_path, reference_batch=OTHERS)
 
 

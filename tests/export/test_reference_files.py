@@ -13,7 +13,7 @@ from bln_serve.errors import ModelLoadError, UnusableStatisticsError, UsageError
 from bln_serve.export import export
 from bln_serve.export.loading import load
 from bln_serve.layers import bln_layers
-from bln_serve.statistics import ALL_POLICIES, StatisticsPolicy
+from bln_serve.statistics import ALL_POLICIES, RowCoupling, StatisticsPolicy
 
 # Of the largest logit. Keras 2.15 computed in float32 with another order of summation; 6e-7 was measured.
 RTOL = 1e-5
@@ -107,6 +107,21 @@ def test_a_loaded_model_saves_and_loads_as_keras_3(tmp_path: Path) -> None:
 def test_variances_at_one_row_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnusableStatisticsError, match="bn1: the stored batch variance holds NaN or infinity"):
         export(LEGACY / "cnn_bs1_weights.h5", tmp_path, architecture=lambda: paper_cnn(1), statistics="PPPP")
+
+
+@pytest.mark.parametrize("policy", ["PPMM", "PPPP"])
+def test_calibration_repairs_what_was_trained_on_single_rows(policy: str, tmp_path: Path) -> None:
+    recorded = golden(1)
+    artifact = export(
+        LEGACY / "cnn_bs1_weights.h5", tmp_path, architecture=lambda: paper_cnn(1), statistics=policy,
+        calibrate=recorded["x_eval"],
+    )  # fmt: skip
+    assert artifact.manifest.row_coupling is RowCoupling.INDEPENDENT
+    answers = bln_serve.load(artifact.path).predict(recorded["x_eval"])
+    live = recorded["logits"][[item.code for item in ALL_POLICIES].index("MMMM")]
+    assert np.isfinite(answers).all()
+    if policy == "PPMM":  # The batch branch weighs 1e-4 at m = 1, each of four layers.
+        assert np.abs(answers - live).max() < 1e-2 * np.abs(live).max()
 
 
 def test_weights_alone_ask_for_an_architecture() -> None:

@@ -326,18 +326,20 @@ def test_answers_to_several_requests_are_those_to_each_alone(rows: int) -> None:
         np.testing.assert_array_equal(answer["score"], expected)
 
 
-def two_inputs(kind: str) -> keras.Model:
+def with_inputs(kind: str) -> keras.Model:
     dtype = "float64" if kind == "float64" else "float32"
     wide, tokens = keras.Input((6, 4), dtype=dtype, name="wide"), keras.Input((6,), dtype="int32", name="tokens")
+    if kind == "sequential":
+        return keras.Sequential([keras.Input((6, 4), name="wide"), bln(5, "MMMM"), layers.Dense(2, name="score")])
     y = layers.Concatenate(dtype=dtype)([wide, layers.Embedding(2, 3)(tokens)])
     y = layers.Dense(2, dtype=dtype, name="score")(y if kind == "float64" else bln(5, "MMMM")(y))
     return keras.Model({"wide": wide, "tokens": tokens} if kind == "dict" else [wide, tokens], y)
 
 
-@pytest.mark.parametrize("kind", ["list", "dict", "float64"])
+@pytest.mark.parametrize("kind", ["list", "dict", "sequential", "float64"])
 def test_answers_are_those_that_predict_gives_to_arrays(kind: str) -> None:
     """Whatever the inputs stand in; and predict takes floats for float32 whatever they are."""
-    callee = described(two_inputs(kind))
+    callee = described(with_inputs(kind))
     request = samples.draw(callee.signature.inputs, 7, np.random.default_rng(0))
     arrays = callee.pack([request[spec.name] for spec in callee.signature.inputs])
     (answer,) = samples.keras_answers(callee, [request], 5)

@@ -45,6 +45,7 @@ def test_the_whole_table() -> None:
         "unusable:",
         "  MPMM as trained: another reason",
         "  PPMM PPPP as trained: b1: the stored batch variance was never updated",
+        "  what training did not estimate can be estimated from data: --calibrate DATA",
         "",
         "best with independent rows  PPMM calibrated  loss 2.1000, +0.1000 +/- 0.0577",
         "best with mini-batch rows   MMMM as trained  loss 2.0000, the lowest",
@@ -160,8 +161,15 @@ def test_long_reasons_are_wrapped_and_set_off() -> None:
     text = table(ranked({"PPMM": [1, 2], "MPMM": reasons[0], "PPPP": reasons[0], "MMMP": reasons[1]}))
     lines = text.partition("unusable:\n")[2].partition("\n\n")[0].splitlines()
     assert max(map(len, lines)) <= WIDTH
-    assert [line for line in lines if not line.startswith("    ")] == [lines[0], lines[2]]
+    assert [line for line in lines if not line.startswith("    ")] == [lines[0], lines[2], lines[-1]]
+    assert "--calibrate" in lines[-1]
     assert lines[0].startswith("  PPPP MPMM as trained: a_layer_of_the_model_0: never; a_layer")
+
+
+def test_who_calibrated_is_not_told_to() -> None:
+    text = table(ranked({"PPMM": [1, 2], "PPPP": "why"}, variants=[CALIBRATED]))
+    assert "unusable:" in text
+    assert "--calibrate" not in text
 
 
 def test_a_metric_that_was_not_measured_is_nan() -> None:

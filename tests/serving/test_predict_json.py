@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.laws import law
 
 from bln_serve.errors import (
     InvalidInputError,
@@ -87,6 +88,7 @@ def test_one_long_text_among_many_short_ones_costs_no_memory() -> None:
         predict_json.read(orjson.dumps({"instances": values}))
 
 
+@law
 @given(
     hnp.arrays(
         st.sampled_from([np.float64, np.int64, np.bool_]),
@@ -113,6 +115,7 @@ _JSON = st.recursive(
 )
 
 
+@law
 @given(st.dictionaries(st.sampled_from(["instances", "inputs", "mini_batch_rows", "other"]), _JSON, max_size=3) | _JSON)
 def test_whatever_json_says_it_is_read_or_refused(document: object) -> None:
     try:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.laws import law
 
 from bln_serve.errors import MalformedRequestError
 from bln_serve.serving import predict_npy
@@ -85,6 +86,7 @@ def test_a_hostile_body_is_refused_with_a_sentence(body: bytes, sentence: str) -
         predict_npy.read(body)
 
 
+@law
 @given(st.binary(max_size=200), st.integers(0, 150), st.integers(0, 255))
 def test_a_damaged_body_is_read_or_refused(noise: bytes, at: int, byte: int) -> None:
     damaged = bytearray(npy(np.zeros((2, 3), np.float32)))

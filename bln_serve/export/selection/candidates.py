@@ -21,16 +21,8 @@ from bln_serve.export.row_analysis import RowAnalysis
 from bln_serve.export.saved_model import Callee
 from bln_serve.export.selection import ranking
 from bln_serve.export.selection.evaluation import Evaluator
-from bln_serve.export.selection.record import Entry, Selection
-from bln_serve.export.selection.variants import (
-    AS_TRAINED,
-    CALIBRATED,
-    REFERENCE_BATCH,
-    Candidate,
-    Materials,
-    stored,
-    variants,
-)
+from bln_serve.export.selection.record import AS_TRAINED, CALIBRATED, REFERENCE_BATCH, Entry, Selection
+from bln_serve.export.selection.variants import Candidate, Materials, stored, variants
 from bln_serve.statistics import RowCoupling, mini_batch_rule
 
 OnProgress = Callable[[int, int], None]

@@ -7,6 +7,8 @@ from math import inf, isfinite, isnan, nan
 from bln_serve.manifest import StoredStatistics
 from bln_serve.statistics import RowCoupling
 
+AS_TRAINED, CALIBRATED, REFERENCE_BATCH = "as trained", "calibrated", "reference batch"
+"""Where an entry's stored statistics come from."""
 COUPLING_LIMITS = (RowCoupling.INDEPENDENT.value, RowCoupling.POSITIONAL.value, "any")
 """What the choice can be limited to, from narrowest to widest."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bln_serve.errors import ArtifactError
-from bln_serve.export.selection.record import Comparison, Entry, Selection, figure, number, short_name
+from bln_serve.export.selection.record import CALIBRATED, Comparison, Entry, Selection, figure, number, short_name
 
 FILE_NAME = "selection.json"
 WIDTH = 120
@@ -130,6 +130,8 @@ def _unusable(selection: Selection) -> Iterator[str]:
     for (origin, why), group in groupby(sorted(entries, key=_origin_and_reason), _origin_and_reason):
         text = f"{' '.join(entry.policy for entry in group)} {origin}: {why}"
         yield from wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    if CALIBRATED not in (each.origin for each in selection.variants):
+        yield "  what training did not estimate can be estimated from data: --calibrate DATA"
     yield ""
 
 

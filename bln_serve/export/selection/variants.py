@@ -14,11 +14,10 @@ from bln_serve.export.data import Data
 from bln_serve.export.freezing import FrozenLayer
 from bln_serve.export.row_analysis import RowAnalysis
 from bln_serve.export.saved_model import Callee
+from bln_serve.export.selection.record import AS_TRAINED, CALIBRATED, REFERENCE_BATCH
 from bln_serve.export.selection.scoring import Scoring
 from bln_serve.manifest import StoredStatistics
 from bln_serve.statistics import ALL_POLICIES, StatisticsPolicy
-
-AS_TRAINED, CALIBRATED, REFERENCE_BATCH = "as trained", "calibrated", "reference batch"
 
 
 @dataclass(frozen=True)
