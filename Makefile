@@ -47,6 +47,7 @@ test-reproduction: $(VENV)  ## train both shipped models again and compare (2 mi
 reproduce: $(VENV)  ## train what the paper's tables are compared with; can be interrupted and resumed (hours)
 	.venv/bin/python tests/reproduction/runs.py
 	PYTHONPATH=tests .venv/bin/python -m reproduction.policies
+	PYTHONPATH=tests .venv/bin/python -m reproduction.served
 	PYTHONPATH=tests .venv/bin/python -m reproduction.tables
 
 lint: $(VENV)  ## formatting, style, types, who may import whom, and docker's files

@@ -24,12 +24,15 @@ DIFFERS = 2.0
 
 @dataclass(frozen=True)
 class Results:
-    """All that was measured: runs and their policies by name, the paper's figures, and the names that were planned."""
+    """All that was measured: runs and their policies by name, what was compared over HTTP, the paper's figures, and the
+    names that were planned.
+    """
 
     runs: Mapping[str, Mapping[str, Any]]
     policies: Mapping[str, Mapping[str, Any]]
     paper: Mapping[str, Any]
     planned: Sequence[str]
+    served: Sequence[Mapping[str, Any]] = ()
 
     def of(self, experiment: str, order: str, method: str = "bln") -> list[Mapping[str, Any]]:
         """Return the finished runs, by seed."""
@@ -53,8 +56,10 @@ class Results:
 
 
 def read(folder: Path, paper: Path, planned: Sequence[str]) -> Results:
-    """Read results/*.json, results/policies/*.json and the paper's figures."""
-    return Results(_by_name(folder), _by_name(folder / "policies"), json.loads(paper.read_text("utf-8")), planned)
+    """Read results/*.json, those in policies and served, and the paper's figures."""
+    published = json.loads(paper.read_text(encoding="utf-8"))
+    served = tuple(_by_name(folder / "served").values())
+    return Results(_by_name(folder), _by_name(folder / "policies"), published, planned, served)
 
 
 def _by_name(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 import bln_serve
+from bln_serve.artifact import sha256
 from bln_serve.errors import BlnServeError, UsageError
 from bln_serve.export import calibration, data, freezing, loading, reference_batch, saved_model
 from bln_serve.export.selection import ranking, scoring
@@ -81,7 +82,7 @@ def subject(measured: Mapping[str, Any], data_folder: Path | None) -> Subject:
     """
     folder, m = KEPT / measured["name"], measured["batch_size"]
     limit = LIMITS[measured["recipe"], m == 1]
-    path = folder / f"{measured['recipe']}.keras"
+    path = model_file(measured)
     parts = read_parts(measured, data_folder)
     callee = saved_model.describe(saved_model.functional(loading.load(path)))
     labelled = {
@@ -194,6 +195,7 @@ def record(measured: Mapping[str, Any], subject: Subject, before: Mapping[str, A
     whole = {part: subject.rows[part].rows // subject.m * subject.m for part in ("validation", "test", "calibration")}
     return {
         **{name: measured[name] for name in facts},
+        "model_sha256": sha256(model_file(measured)),
         "rows": {**whole, "reference": subject.m, "test_available": measured["data"]["rows"]["test"]},
         "versions": {
             "python": platform.python_version(),
@@ -204,17 +206,25 @@ def record(measured: Mapping[str, Any], subject: Subject, before: Mapping[str, A
     }
 
 
-def done(name: str) -> dict[str, Any]:
-    """Return what is there of a run, by origin."""
-    path = RESULTS / "policies" / f"{name}.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))["origins"]) if path.exists() else {}
+def done(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is there of a run, by origin; nothing where it is of another model, such as one trained since."""
+    path = RESULTS / "policies" / f"{measured['name']}.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return dict(found["origins"]) if found["model_sha256"] == sha256(model_file(measured)) else {}
+
+
+def model_file(measured: Mapping[str, Any]) -> Path:
+    """Return where a run keeps its model."""
+    return KEPT / measured["name"] / f"{measured['recipe']}.keras"
 
 
 def trained(only: str) -> list[dict[str, Any]]:
     """Return the finished runs of BLN models whose files are there, those of m = 25 and of the CNN first."""
     paths = [path for path in sorted(RESULTS.glob("*.json")) if only in path.stem]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    with_model = [run for run in found if (KEPT / run["name"] / f"{run['recipe']}.keras").exists()]
+    with_model = [run for run in found if model_file(run).exists()]
     ours = [run for run in with_model if run["normalization"] == "bln"]
     return sorted(ours, key=lambda run: (run["recipe"], run["batch_size"] == 1, run["seed"], run["order"]))
 
@@ -227,7 +237,7 @@ def carry_out(measured: Mapping[str, Any], origin: str, data_folder: Path | None
     found["seconds"] = round(time.monotonic() - began, 1)
     path = RESULTS / "policies" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(record(measured, one, done(name), {origin: found}), indent=1, allow_nan=False)
+    content = json.dumps(record(measured, one, done(measured), {origin: found}), indent=1, allow_nan=False)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(content + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -246,7 +256,7 @@ def main() -> int:
     folder = Path(arguments.data) if arguments.data else None
     for origin in arguments.origin or ORIGINS:
         for measured in trained(arguments.only):
-            is_done = origin in done(measured["name"])
+            is_done = origin in done(measured)
             if arguments.list:
                 print(f"{'done ' if is_done else 'to do'} {measured['name']}, {origin}")
             elif not is_done:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .measured import POLICIES, Results, lowest, mean, score, scores, spearman
+from .measured import POLICIES, Results, differs, lowest, mean, score, scores, spearman
 from .writing import CALIBRATED, NOTHING, ORDERS, REFERENCE, TRAINED, Rows, figure, over_seeds, signed, table
 
 
@@ -20,9 +20,20 @@ def policies(results: Results, experiment: str) -> list[str]:
         for policy in by_paper:
             loss, accuracy = paper[policy]
             published = f"{figure(float('nan') if loss is None else loss)} / {accuracy:.4f}"
-            yield [policy, published, *(_losses_and_accuracies(each, policy) for each in shown.values())]
+            cells = [_losses_and_accuracies(each, policy) for each in shown.values()]
+            yield [policy, published, *cells, _differing(groups["same"], policy, paper[policy])]
 
-    return table(["", "the paper", *(f"{ORDERS[order]} ({len(each)})" for order, each in shown.items())], rows())
+    heads = [f"{ORDERS[order]} ({len(each)})" for order, each in shown.items()]
+    return table(["", "the paper", *heads, "differs, in the paper's order"], rows())
+
+
+def _differing(group: Sequence[Mapping[str, Any]], policy: str, paper: Sequence[float | None]) -> str:
+    """Say which of loss and accuracy are farther from the paper's than the spread allows."""
+    both = {what: [score(one, TRAINED, policy, "test", what) for one in group] for what in ("loss", "accuracy")}
+    if len(group) < 2 or paper[0] is None or not np.isfinite(both["loss"]).all():
+        return NOTHING
+    beyond = [what for (what, values), one in zip(both.items(), paper, strict=True) if differs(values, one)]
+    return ", ".join(beyond) or "no"
 
 
 def _losses_and_accuracies(group: Sequence[Mapping[str, Any]], policy: str) -> str:
@@ -131,3 +142,17 @@ def _served(taken: Sequence[tuple[Mapping[str, Any], str, str]]) -> list[str]:
 
 def _entry(one: Mapping[str, Any], origin: str, policy: str) -> Mapping[str, Any]:
     return next(entry for entry in one["origins"][origin]["entries"] if entry["policy"] == policy)
+
+
+def served(results: Results) -> list[str]:
+    """The whole test set over HTTP, beside Keras."""
+
+    def rows() -> Rows:
+        for one in results.served:
+            accuracies = [f"{one['accuracy'][where]:.4f}" for where in ("keras", "http")]
+            off = f"{one['largest_logit_difference']:.1e}"
+            others = ", ".join(f"{row} ({gap:.1e})" for row, gap in one["differing"]) or "none"
+            yield [one["policy"], str(one["rows"]), *accuracies, others, off, f"{one['of_the_tolerance']:.2f}"]
+
+    heads = ["", "rows", "accuracy in Keras", "over HTTP", "rows with another prediction", "largest logit difference"]
+    return table([*heads, "of what is allowed"], rows())

@@ -1,5 +1,6 @@
 """The evaluation of policies, on a tiny model, beside Keras's own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from support.models import tiny
 
+from bln_serve.artifact import sha256
 from bln_serve.errors import UsageError
 from bln_serve.export import data, freezing, saved_model
 from bln_serve.export.selection import scoring
@@ -71,3 +73,18 @@ def test_rows_that_a_run_was_not_trained_on_are_refused(tmp_path: Path) -> None:
     measured = {"name": "some-run", "recipe": "cifar10_cnn", "fraction": 0.2, "data": {"sha256": "0"}}
     with pytest.raises(UsageError, match="Expected the data that some-run was trained on"):
         policies.read_parts(measured, tmp_path)
+
+
+def test_what_was_evaluated_of_another_model_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "KEPT", tmp_path)
+    monkeypatch.setattr(policies, "RESULTS", tmp_path)
+    measured = {"name": "some-run", "recipe": "cifar10_cnn"}
+    path, found = policies.model_file(measured), tmp_path / "policies" / "some-run.json"
+    for each in (path, found):
+        each.parent.mkdir()
+    assert policies.done(measured) == {}
+    path.write_text("a model")
+    found.write_text(json.dumps({"origins": {"as trained": {}}, "model_sha256": sha256(path)}))
+    assert policies.done(measured) == {"as trained": {}}
+    path.write_text("trained again")
+    assert policies.done(measured) == {}

@@ -106,7 +106,7 @@ def differences(results: Results, experiments: Sequence[tuple[str, str, str]], c
                     cause = causes.get(f"{experiment}/{method}", "The cause is not known.")
                     chance = by_chance(values, paper[f"test_{what}"])
                     found = f"{over_seeds(values)} and not {paper[f'test_{what}']:.4f}, {away:.1f} spreads away"
-                    often = f"one more seed would be by chance in {chance:.1%} of cases"
+                    often = f"one more seed would lie as far off by chance in {chance:.1%} of cases"
                     lines.append(f"- {words}, {name}, {what}: {found} ({often}). {cause}")
     return lines or ["None that more than one seed tells."]
 
