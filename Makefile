@@ -41,7 +41,7 @@ test-clients: $(CLIENTS_VENV)  ## KServe's client, schemathesis and a browser as
 test-docker: $(VENV)  ## build and run the images in a Docker engine; as root on Debian, in one of its own
 	.venv/bin/python -m pytest tests/docker -m docker
 
-test-reproduction: $(VENV)  ## train both shipped models again and compare (2 minutes)
+test-reproduction: $(VENV)  ## train both shipped models again; compare one of make reproduce over HTTP (3 minutes)
 	.venv/bin/python -m pytest tests/reproduction -m reproduction
 
 reproduce: $(VENV)  ## train what the paper's tables are compared with; can be interrupted and resumed (hours)

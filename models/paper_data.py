@@ -6,6 +6,7 @@ compared on the same rows.
 """
 
 import hashlib
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
             raise ValueError("one array")
         with loaded:
             return dict(loaded)
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
         raise UsageError(
             f"Expected an .npz file at {path}. Received: {error}. Leave --data out to let Keras download the data."
         ) from error

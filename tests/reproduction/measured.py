@@ -24,8 +24,8 @@ DIFFERS = 2.0
 
 @dataclass(frozen=True)
 class Results:
-    """All that was measured: runs and their policies by name, what was compared over HTTP, the paper's figures, and the
-    names that were planned.
+    """All that was measured: runs and their policies by name, what was compared over HTTP and what other fifths of IMDB
+    gave, the paper's figures, and the names that were planned.
     """
 
     runs: Mapping[str, Mapping[str, Any]]
@@ -33,6 +33,7 @@ class Results:
     paper: Mapping[str, Any]
     planned: Sequence[str]
     served: Sequence[Mapping[str, Any]] = ()
+    fifths: Sequence[Mapping[str, Any]] = ()
 
     def of(self, experiment: str, order: str, method: str = "bln") -> list[Mapping[str, Any]]:
         """Return the finished runs, by seed."""
@@ -56,10 +57,10 @@ class Results:
 
 
 def read(folder: Path, paper: Path, planned: Sequence[str]) -> Results:
-    """Read results/*.json, those in policies and served, and the paper's figures."""
+    """Read results/*.json and those in its folders, and the paper's figures."""
     published = json.loads(paper.read_text(encoding="utf-8"))
-    served = tuple(_by_name(folder / "served").values())
-    return Results(_by_name(folder), _by_name(folder / "policies"), published, planned, served)
+    served, fifths = (tuple(_by_name(folder / part).values()) for part in ("served", "fifths"))
+    return Results(_by_name(folder), _by_name(folder / "policies"), published, planned, served, fifths)
 
 
 def _by_name(folder: Path) -> dict[str, Any]:

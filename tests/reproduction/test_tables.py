@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,18 @@ def test_each_difference_is_named_with_its_cause() -> None:
     away = "27.6 spreads away (one more seed would lie as far off by chance in 2.8% of cases)"
     assert found == [f"- here, BLN (MMMM), loss: 1.5100 ± 0.0141 and not 1.9000, {away}. Since."]
     assert "The cause is not known." in training_tables.differences(made_up(), [(CIFAR10, "same", "here")], {})[0]
+
+
+def test_other_fifths_beside_the_first() -> None:
+    others = [
+        {"first_training_row": row, "test": {"loss": loss, "accuracy": loss - 1.0}}
+        for row, loss in ((30, 1.7), (20, 1.6))
+    ]
+    lines = training_tables.fifths(replace(made_up(), fifths=others), CIFAR10)
+    assert [cells(lines, row)[1] for row in ("0", "20", "30")] == ["1.5000", "1.6000", "1.7000"]
+    assert cells(lines, "all of them")[1:] == ["1.6000 ± 0.1000", "0.6000 ± 0.1000"]
+    assert cells(lines, "the paper's, in spreads away")[1:] == ["3.0", "1.0"]
+    assert len(training_tables.fifths(made_up("bn"), CIFAR10)) == 3
 
 
 def test_steps_to_what_all_three_reach() -> None:

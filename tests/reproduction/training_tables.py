@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .measured import METHODS, Results, best_by_step, by_chance, differs, mean, spread, steps_to
-from .writing import CALIBRATED, NOTHING, ORDERS, REFERENCE, TRAINED, Rows, over_seeds, table
+from .writing import CALIBRATED, NOTHING, ORDERS, REFERENCE, TRAINED, Rows, figure, over_seeds, table
 
 
 def missing(results: Results) -> list[str]:
@@ -154,3 +154,24 @@ def convergence(results: Results, experiments: Sequence[tuple[str, str, str]]) -
 
 def _of_seed(runs: Sequence[Mapping[str, Any]], seed: int) -> Mapping[str, Any]:
     return next(run for run in runs if run["seed"] == seed)
+
+
+def fifths(results: Results, experiment: str) -> list[str]:
+    """The test loss and accuracy of BLN on other fifths of the rows, seed 100, and of all fifths beside the paper's."""
+    first = [run for run in results.of(experiment, "same") if run["seed"] == 100]
+    runs = [*first, *sorted(results.fifths, key=lambda run: run["first_training_row"])]
+    published = results.published(experiment, "bln")
+
+    values = {what: [run["test"][what] for run in runs] for what in ("loss", "accuracy")}
+
+    def rows() -> Rows:
+        for run, *figures in zip(runs, *values.values(), strict=True):
+            yield [str(run.get("first_training_row", 0)), *map(figure, figures)]
+        yield ["all of them", *map(over_seeds, values.values())]
+        deviations = [spread(each) for each in values.values()]
+        if published and all(deviations):
+            off = [abs(mean(each) - published[f"test_{what}"]) for what, each in values.items()]
+            away = [figure(one / (by or 1), 1) for one, by in zip(off, deviations, strict=True)]
+            yield ["the paper's, in spreads away", *away]
+
+    return table(["first training row", "loss", "accuracy"], rows())
