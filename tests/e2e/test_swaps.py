@@ -29,6 +29,8 @@ ROWS = 1024
 # A session is 13 MB after a run of so many rows, and 25 of them are kept where none goes: 325 MB. What stays are the
 # counts of the versions in the metrics (2 MB).
 SMALL_MIB = 8
+# 30 were measured; 325 are kept where no session goes.
+KEPT_MIB = 100
 
 
 @pytest.fixture
@@ -210,12 +212,14 @@ def test_a_pinned_version_that_is_taken_away_turns_readiness_red_and_comes_back(
     scenario(server, body)
 
 
+@pytest.mark.parametrize(("heaps", "most_mib"), [("one", SMALL_MIB), ("as shipped", KEPT_MIB)])
 def test_the_memory_of_versions_that_have_left_goes_back(
-    start_server: Callable[..., Server], models: Repository
+    start_server: Callable[..., Server], models: Repository, heaps: str, most_mib: float
 ) -> None:
-    """In one heap: of a thread's own, glibc keeps the free end, up to 64 MB, however often it is asked for it."""
+    """Of a thread's own heap glibc keeps the free end however often it is asked for it; in one heap it does not."""
     models.put("digits_cnn", "digits/1")
-    server = start_server(str(models.path), *POLL, "--max-run-rows", f"digits={ROWS}", MALLOC_ARENA_MAX="1")
+    one_heap = {"MALLOC_ARENA_MAX": "1"} if heaps == "one" else {}
+    server = start_server(str(models.path), *POLL, "--max-run-rows", f"digits={ROWS}", **one_heap)
     stream = io.BytesIO()
     np.save(stream, np.zeros((ROWS, 8, 8), np.float32))
 
@@ -246,10 +250,10 @@ def test_the_memory_of_versions_that_have_left_goes_back(
         before = await settled_mib(0, 1)
         for version in range(WARM + 2, SWAPS + 2):
             await swap(client, version)
-        return before, await settled_mib(before + SMALL_MIB, DEADLINE_S)
+        return before, await settled_mib(before + most_mib, DEADLINE_S)
 
     before, after = scenario(server, body)
-    assert after - before <= SMALL_MIB, (before, after)
+    assert after - before <= most_mib, (before, after)
 
 
 @pytest.mark.parametrize("at_the_start", [True, False])

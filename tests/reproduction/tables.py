@@ -22,7 +22,7 @@ ALONE = [(CIFAR10_ALONE, "same", "CIFAR-10, m = 1, the paper's order")]
 WHOLE = [(IMDB_WHOLE, "same", "IMDB, all rows, m = 25, the paper's order")]
 COMPARED = [BOTH[0], *OTHERS, *ALONE, *WHOLE]
 CAUSES = {
-    f"{IMDB}/bln": "Which reviews are the fifth makes this difference, more than the seed does: see below.",
+    f"{IMDB}/bln": "The cause is not shown. Which reviews are the fifth moves it more than the seed does: see below.",
 }
 _PLACE = re.compile(r"<!-- ([a-z0-9-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
