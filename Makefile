@@ -26,7 +26,8 @@ test-export: $(VENV)  ## the lane with TensorFlow
 	.venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(RUN_ONCE:%=--ignore=%)
 
 # What looks at how long something takes, or at this process's memory, has the machine and the process for itself.
-ALONE := tests/e2e tests/serving/test_catalog_swaps.py tests/serving/test_json_values.py
+ALONE := tests/e2e/test_connections.py tests/e2e/test_largest_body.py tests/serving/test_catalog_swaps.py \
+	tests/serving/test_json_values.py
 
 test-serve: $(SERVE_VENV)  ## the lane without it: the serving install alone
 	.venv-serve/bin/python -m pytest --without-tensorflow $(ALONE)
@@ -99,6 +100,7 @@ $(VENV) $(SERVE_VENV) $(CLIENTS_VENV):
 		"Expected Python 3.11 to 3.13, which TensorFlow has wheels for. Received: %d.%d. Set PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(@D)
 	@echo "Installing what $< locks into $(@D): about a minute, and up to 3 GB of disk."
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@# Compiling all of TensorFlow would take as long again as installing it; what is imported is compiled then.
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r $<
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -73,6 +73,26 @@ def samples(server: Server) -> dict[str, float]:
     }
 
 
+def settled(server: Server, expected: dict[str, float]) -> list[dict[str, float]]:
+    """Return the metrics as 24 connections see them, each of which has this in it.
+
+    What a worker has done it tells the others ten times a second, and later on a busy machine: so the first to say
+    what is expected is waited for. From then on all must, whichever worker they ask.
+    """
+
+    def seen() -> dict[str, float]:
+        now = samples(server)
+        return {name: now.get(name, 0) for name in expected}
+
+    began = time.monotonic()
+    while (now := seen()) != expected:
+        assert time.monotonic() - began < DEADLINE_S, f"expected {expected}, last seen {now}"
+        time.sleep(0.05)
+    all_seen = [samples(server) for _ in range(24)]
+    assert all(each.items() >= expected.items() for each in all_seen)
+    return all_seen
+
+
 def wait_until_all_are_ready(server: Server, workers: int = 2) -> None:
     began = time.monotonic()
     while sum(line.startswith(f"runs of {MODEL}") for line in server.lines) < workers:
@@ -141,24 +161,20 @@ def test_both_workers_answer_what_a_request_gets_alone(server: Server, golden_ar
         np.testing.assert_allclose(answer.json()["predictions"], expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_every_worker_reports_the_metrics_of_all(server: Server) -> None:
-    time.sleep(0.5)  # each worker tells the others ten times a second
-    before = samples(server)
+def test_every_worker_reports_the_metrics_of_all(start: Callable[..., Server]) -> None:
+    server = start()
     statuses = [post(server, images(2, seed)).status_code for seed in range(40)]
     statuses += [post(server, images(1)).status_code for _ in range(24)]  # too few rows
     assert statuses == [200] * 40 + [422] * 24
-    time.sleep(0.5)
-    seen = [samples(server) for _ in range(24)]
-    for each in seen:
-        assert each['bln_requests_total{status="200"}'] - before.get('bln_requests_total{status="200"}', 0) == 40
-        assert each['bln_requests_total{status="422"}'] - before.get('bln_requests_total{status="422"}', 0) == 24
-        assert each['bln_refusals_total{reason="MiniBatch"}'] == each['bln_requests_total{status="422"}']
-        assert each["bln_request_seconds_count"] - before.get("bln_request_seconds_count", 0) == 64
-        assert (
-            each[f'bln_run_rows_sum{{model="{MODEL}",version="1"}}']
-            == seen[0][f'bln_run_rows_sum{{model="{MODEL}",version="1"}}']
-        )
-        assert each["bln_requests_in_flight"] == 0
+    expected = {
+        'bln_requests_total{status="200"}': 40,
+        'bln_requests_total{status="422"}': 24,
+        'bln_refusals_total{reason="MiniBatch"}': 24,
+        "bln_request_seconds_count": 64,
+        f'bln_run_rows_sum{{model="{MODEL}",version="1"}}': 80,
+        "bln_requests_in_flight": 0,
+    }
+    for each in settled(server, expected):
         info = [value for name, value in each.items() if name.startswith("bln_model_info{")]
         assert info
         assert set(info) == {1}
@@ -212,11 +228,12 @@ def test_queued_rows_are_those_of_all_workers(server: Server) -> None:
             while not long.done():
                 most.append((await asyncio.to_thread(samples, server))[name])
             assert (await long).status_code == 200
-            assert set(most) == {0.0, 4000.0}, "and never a part of it"
+            assert 4000 in most
+            assert set(most) <= {0, 4000}, "and never a part of it"
 
     asyncio.run(body())
-    time.sleep(1)
-    assert _written(server, "gauge_livesum_*.db", "bln_queued_rows") == [0, 0], "whoever is asked, and asked first"
+    # Without asking, which would have a worker tell of itself.
+    wait_for(lambda: _written(server, "gauge_livesum_*.db", "bln_queued_rows") == [0, 0])
     assert {samples(server)[name] for _ in range(8)} == {0}
 
 
@@ -394,10 +411,8 @@ def test_a_worker_that_dies_is_replaced_and_nothing_counted_is_lost(start: Calla
             f"error: worker {pid} ended by signal 9; another one starts in 0.5 s" for pid in pids
         )
         assert [post(server, images(2)).status_code for _ in range(8)] == [200] * 8
-        for _ in range(8):
-            now = samples(server)
-            assert now['bln_requests_total{status="200"}'] == 28
-            assert now["bln_requests_in_flight"] == 0, "what the dead had in flight is gone with them"
+        seen = settled(server, {'bln_requests_total{status="200"}': 28})
+        assert {each["bln_requests_in_flight"] for each in seen} == {0}, "what the dead had in flight is gone with them"
         os.kill(successors[0], signal.SIGKILL)
         wait_for(lambda: any(line.endswith("another one starts in 1 s") for line in server.lines))
         server.terminate()
