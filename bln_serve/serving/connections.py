@@ -17,31 +17,22 @@ import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
-import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEAD_BYTES = 64 * 1024
+from bln_serve.serving import refusals
+from bln_serve.serving.alarms import Alarm
+from bln_serve.serving.cycles import Cycle
+from bln_serve.serving.refusals import RefusalError
+
 LINGER_S = 5
 LINGER_BYTES = 128 * 1024 * 1024
 
 # While the service ends: what a client sent on an idle connection before it could know.
 _LAST_REQUESTS_S = 0.5
-
-
-_TOO_LARGE = (
-    f"Expected a request's head, or what frames its body, to have at most {MAX_HEAD_BYTES} bytes. Received: more. "
-    "Send fewer and shorter headers."
-)
-_UPGRADE = (
-    "Expected a request that stays with HTTP/1.1. Received: one with a body and the header Upgrade. Leave that header "
-    "out (Java's HttpClient does so with version(HTTP_1_1))."
-)
-
-
-class _RefusalError(Exception):
-    """Raised through the parser, which ends at it, with a status and a sentence."""
 
 
 class Connection(HttpToolsProtocol):
@@ -55,24 +46,24 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, idle_timeout_s: float, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.timeout_keep_alive = cast("int", idle_timeout_s)  # uvicorn declares whole seconds, and needs none
         self._idle_timeout_s = idle_timeout_s
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self.loop)
         self._received = 0  # bytes since the head began, or since the last of the body
         self._refusal: bytes | None = None  # what is said after the answers that are still due
         self._unread: int | None = None  # how much more of a body that nobody reads is thrown away
         self._deaf = False  # nothing more is parsed
+        self._client_stays = True  # and may send more, as it has not said that it will not
         self._draining = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
         super().connection_made(transport)
         self.transport = cast("asyncio.Transport", _Closing(transport, self._may_close))
-        self._wait(self._idle_timeout_s, self._give_up)
+        self._alarm.set(self._idle_timeout_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
-        self._stop_waiting()
+        self._alarm.end()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -84,43 +75,54 @@ class Connection(HttpToolsProtocol):
                 return
         if self._deaf:
             return
+        begins = not self._received
         self._received += len(data)
         super().data_received(data)
-        if self._received > MAX_HEAD_BYTES and not self._deaf:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
-        elif self._timer is None and self._answered and not self._deaf:
-            self._wait(self._idle_timeout_s, self._give_up)
+        if self._received > refusals.MAX_HEAD_BYTES and not self._deaf:
+            self._refuse(*refusals.TOO_LARGE)
+        elif begins and self._received and self._answered and not self._deaf and self._unread is None:
+            self._alarm.set(self._idle_timeout_s, self._give_up)
 
     def on_headers_complete(self) -> None:
         """Begin to answer a request."""
-        if self._received > MAX_HEAD_BYTES and _size(self.url, self.headers) > MAX_HEAD_BYTES:
-            raise _RefusalError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
-        if self.parser.should_upgrade() and _has_body(self.headers):
-            raise _RefusalError(HTTPStatus.BAD_REQUEST, _UPGRADE)  # the parser takes the body for the other protocol's
+        if self._received > refusals.MAX_HEAD_BYTES and refusals.size(self.url, self.headers) > refusals.MAX_HEAD_BYTES:
+            raise RefusalError(*refusals.TOO_LARGE)
+        if self.parser.should_upgrade() and refusals.has_body(self.headers):
+            raise RefusalError(*refusals.UPGRADE)  # the parser takes the body for the other protocol's
         self._received = 0
-        self._stop_waiting()
-        super().on_headers_complete()
-        if self._draining:
-            self.cycle.keep_alive = False
+        self._alarm.stop()
+        before, self.cycle = self.cycle, self._new_cycle()
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
         self._received = 0
-        super().on_body(body)
+        cycle = cast("Cycle", self.cycle)
+        if not cycle.response_complete and cycle.take(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """Take the end of a request."""
         self._received = 0
         self._unread = None
-        if self._timer and self._answered:  # the rest of it was thrown away, and the next one may come
-            self._stop_waiting()
+        if self._answered:  # the rest of it was thrown away, and the next one may come
+            self._alarm.set(self._idle_timeout_s, self._give_up)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Go on, once a request is answered."""
-        super().on_response_complete()
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._unread is None:
+            self._alarm.set(self._idle_timeout_s, self._give_up)
         if self._refusal and self._answered:
             self._say(self._refusal)
         elif self._answered and self.cycle.more_body:
@@ -138,14 +140,35 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature, and its sentence
         """Refuse what is no HTTP, from within the handling of the parser's error."""
         error = sys.exception()
-        if error and isinstance(error.__context__, _RefusalError):
+        if error and isinstance(error.__context__, RefusalError):
             self._refuse(*error.__context__.args)
         else:
-            self._refuse(HTTPStatus.BAD_REQUEST, f"Expected a request in HTTP/1.1. Received: {_reason(error)}.")
+            self._refuse(HTTPStatus.BAD_REQUEST, f"Expected a request in HTTP/1.1. Received: {refusals.reason(error)}.")
 
     def _unsupported_upgrade_warning(self) -> None:
         # A request may ask for another protocol, and is answered in this one: no reason to say more.
         pass
+
+    def _new_cycle(self) -> Cycle:
+        """Return what answers the request whose head has come."""
+        scope, version, url = self.scope, self.parser.get_http_version(), httptools.parse_url(self.url)
+        self._client_stays = version != "1.0" and self.parser.should_keep_alive()
+        path = url.path.decode("ascii")
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        return Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            default_headers=self.server_state.default_headers,
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self._client_stays and not self._draining,
+            on_response=self.on_response_complete,
+        )
 
     @property
     def _answered(self) -> bool:
@@ -155,7 +178,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
         """Answer what cannot be understood, after what came before it, and listen no more."""
         self._deaf = True
-        refusal = _response(status, sentence)
+        refusal = refusals.answer(status, sentence)
         if not self._answered and (not self.cycle.more_body or self.pipeline):
             self._refusal = refusal
         else:
@@ -170,8 +193,12 @@ class Connection(HttpToolsProtocol):
         self._close_politely()
 
     def _may_close(self) -> bool:
-        """Whether nothing is left to be read, so that closing is no reset; otherwise that is thrown away first."""
-        if self._deaf or (self.cycle and self.cycle.more_body):
+        """Whether nothing is left to be read, nor can be on its way, so that closing is no reset.
+
+        Otherwise what comes is thrown away first. It is on its way where the service ends what the client would go on
+        with, which has perhaps sent its next request.
+        """
+        if self._deaf or self._client_stays or (self.cycle and self.cycle.more_body):
             self._close_politely()
             return False
         return True
@@ -187,21 +214,10 @@ class Connection(HttpToolsProtocol):
         self._unread = LINGER_BYTES
         self.flow.resume_reading()
         seconds = min(LINGER_S, self._idle_timeout_s)
-        self._wait(_LAST_REQUESTS_S if self._draining else seconds, self._hang_up)
-
-    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
-        self._stop_waiting()
-        self._unset_keepalive_if_required()
-        self._timer = self.loop.call_later(seconds, then)
-
-    def _stop_waiting(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.set(_LAST_REQUESTS_S if self._draining else seconds, self._hang_up)
 
     def _give_up(self) -> None:
         """End a connection that sent no request, or a part of one."""
-        self._timer = None
         if self._answered:
             if self._received:
                 sentence = f"Expected a request's whole head within {self._idle_timeout_s:g} s. Received: a part of it."
@@ -215,7 +231,7 @@ class Connection(HttpToolsProtocol):
 
     def _hang_up(self) -> None:
         self._deaf = True
-        self._stop_waiting()
+        self._alarm.stop()
         cast("_Closing", self.transport).close_now()
 
 
@@ -240,25 +256,3 @@ class _Closing:
         """Close, unless that is seen to otherwise."""
         if not self.is_closing() and self._may_close():
             self.close_now()
-
-
-def _response(status: HTTPStatus, sentence: str) -> bytes:
-    """Return a whole answer, after which its connection ends."""
-    body = orjson.dumps({"error": sentence})
-    head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-    return STATUS_LINE[status] + head + body
-
-
-def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
-    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
-
-
-def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
-
-
-def _reason(error: BaseException | None) -> str:
-    """Return what the parser says; where a callback of it failed, that is the request's target."""
-    if isinstance(error, httptools.HttpParserCallbackError):
-        return "a target that is no path"
-    return str(error or "something else")

@@ -155,5 +155,6 @@ def _configuration(app: Application, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a request comes from
         timeout_graceful_shutdown=settings.shutdown_timeout_s + _LAST_WORDS_S,
     )

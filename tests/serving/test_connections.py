@@ -4,19 +4,22 @@ What the connections do is tested byte by byte in tests/e2e/test_connections.py.
 """
 
 import asyncio
+import contextlib
 import inspect
+import unittest.mock
 from collections.abc import Iterator
 from typing import Any
 
 import httptools
 import pytest
 import uvicorn
+from support.queues import Loop, turns
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from bln_serve.serving.connections import Connection
+from bln_serve.serving.connections import LINGER_S, Connection
 
 OVERRIDDEN = sorted(
     name for name, value in vars(Connection).items() if inspect.isfunction(value) and hasattr(HttpToolsProtocol, name)
@@ -58,18 +61,87 @@ def test_what_is_overridden_is_there_and_takes_the_same() -> None:
 
 
 def test_a_connection_has_what_is_asked_of_it(connection: Connection) -> None:
-    assert connection.timeout_keep_alive == 3
-    for name in ("loop", "parser", "pipeline", "cycle", "flow", "transport", "expect_100_continue", "config"):
+    for name in (
+        "loop",
+        "parser",
+        "pipeline",
+        "cycle",
+        "flow",
+        "transport",
+        "expect_100_continue",
+        "app",
+        "server_state",
+    ):
         assert name in vars(connection), name
-    assert callable(connection._unset_keepalive_if_required)
+    assert callable(connection._start_asgi_task)
     connection.on_message_begin()
     assert (connection.url, connection.headers) == (b"", [])
+
+
+def test_a_connection_that_is_gone_leaves_the_loop_no_timer(connection: Connection) -> None:
+    """Many short connections would otherwise leave one each, for as long as a client may be silent."""
+    with contextlib.closing(Loop()) as loop:
+        transport = unittest.mock.create_autospec(asyncio.Transport, instance=True)
+        transport.get_extra_info.return_value = None
+        gone = Connection(connection.config, ServerState(), {}, loop, idle_timeout_s=3)
+        gone.connection_made(transport)
+        assert [timer.cancelled() for timer in loop.timers] == [False]
+        gone.connection_lost(None)
+        assert [timer.cancelled() for timer in loop.timers] == [True]
+
+
+@pytest.mark.parametrize(
+    ("request_head", "answer_head", "at_once"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", [(b"connection", b"close")], False),
+        (b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", [], True),
+        (b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", [(b"connection", b"close")], True),
+        (b"GET / HTTP/1.0\r\n\r\n", [], True),
+        (b"GET / HTTP/1.1\r\n\r\n", [], None),
+    ],
+    ids=["the service ends it", "the client ends it", "both end it", "an old client", "nobody ends it"],
+)
+def test_what_a_client_may_have_sent_meanwhile_is_read_before_its_connection_is_closed(
+    request_head: bytes, answer_head: list[tuple[bytes, bytes]], at_once: bool | None
+) -> None:
+    """Closed with that unread, it would be reset, and the answer lost on its way to the client."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"1"), *answer_head]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        transport = unittest.mock.create_autospec(asyncio.Transport, instance=True)
+        transport.get_extra_info.return_value = None
+        transport.is_closing.return_value = False
+        connection = Connection(uvicorn.Config(app, log_config=None), ServerState(), {}, loop, idle_timeout_s=60)
+        connection.connection_made(transport)
+        connection.data_received(request_head)
+        await turns(10)
+        assert transport.write.called
+        assert (transport.close.called, transport.write_eof.called) == (at_once is True, at_once is False)
+        if at_once is False:
+            written = transport.write.call_count
+            connection.data_received(request_head)
+            await turns(10)
+            assert transport.write.call_count == written, "its answer said that it is the last"
+            loop.pass_time(LINGER_S)
+            await turns(10)
+            assert transport.close.called, "and not in as long as a client may be silent"
+        connection.connection_lost(None)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(body())
 
 
 def test_a_request_s_cycle_has_what_is_asked_of_it() -> None:
     cycle = RequestResponseCycle(**dict.fromkeys(inspect.signature(RequestResponseCycle).parameters))
     for name in ("keep_alive", "more_body", "response_complete", "disconnected", "message_event", "transport"):
         assert name in vars(cycle), name
+    assert (cycle.body, cycle.response_started) == (b"", False)
     for name in ("pause_reading", "resume_reading"):
         assert callable(getattr(FlowControl, name))
     assert httptools_impl.STATUS_LINE[400] == b"HTTP/1.1 400 Bad Request\r\n"
