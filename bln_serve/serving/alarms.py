@@ -15,11 +15,12 @@ class Alarm:
         loop: whose time it is.
     """
 
-    __slots__ = ("_loop", "_ring", "_timer", "_when")
+    __slots__ = ("_due", "_loop", "_ring", "_timer", "_when")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0  # when the timer rings; uvloop's own does not say so where that is at once
         self._ring: Callable[[], None] | None = None
         self._when = 0.0
 
@@ -32,10 +33,10 @@ class Alarm:
         self._ring = ring
         self._when = when = self._loop.time() + seconds
         if self._timer is None:
-            self._timer = self._loop.call_at(when, self._look)
-        elif self._timer.when() > when:
+            self._look_at(when)
+        elif self._due > when:
             self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._look)
+            self._look_at(when)
 
     def stop(self) -> None:
         """Do not ring."""
@@ -48,12 +49,15 @@ class Alarm:
             self._timer.cancel()
             self._timer = None
 
+    def _look_at(self, when: float) -> None:
+        self._due, self._timer = when, self._loop.call_at(when, self._look)
+
     def _look(self) -> None:
         self._timer = None
         if self._ring is None:
             return
         if self._loop.time() < self._when:
-            self._timer = self._loop.call_at(self._when, self._look)
+            self._look_at(self._when)
         else:
             ring, self._ring = self._ring, None
             ring()

@@ -2,8 +2,9 @@
 
 A connection waits for the client in three ways, and for none of them for ever:
 
-    for a request's head     idle_timeout_s from its first byte; from the connection's start, or from the last answer,
-                             for that byte. It may have MAX_HEAD_BYTES
+    for a request's head     idle_timeout_s from its first byte, or from the first that comes apart from another
+                             request's last; from the connection's start, or from the last answer, for that byte. It
+                             may have MAX_HEAD_BYTES
     for its body             whoever reads it says how long; its framing (sizes of chunks, trailers) is bounded likewise
     for what nobody reads    the rest of a body that was answered before its end: LINGER_S, and LINGER_BYTES, which are
                              thrown away. Closing at once would reset the connection, and the client might never see
@@ -187,9 +188,6 @@ class Connection(HttpToolsProtocol):
     def _say(self, refusal: bytes) -> None:
         self._refusal = None
         self.transport.write(refusal)
-        if self.cycle and not self.cycle.response_complete:  # who reads its body must not answer, too
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
         self._close_politely()
 
     def _may_close(self) -> bool:
@@ -207,6 +205,9 @@ class Connection(HttpToolsProtocol):
         """Say that nothing more will come, and throw away for a while what does."""
         self._deaf, self._refusal = True, None
         self.pipeline.clear()
+        if not self._answered:  # nothing may be answered any more, be it what a client waits for or a body half read
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._throw_away()
         self.transport.write_eof()
 

@@ -38,7 +38,7 @@ class Cycle(RequestResponseCycle):
         on_response: called after the answer.
     """
 
-    body: Any  # bytes as long as it is one part, and a bytearray from the second on
+    body: Any  # bytes while it is one part, otherwise a bytearray
 
     def __init__(
         self,
@@ -90,7 +90,9 @@ class Cycle(RequestResponseCycle):
             await super().send(self._start)
             await super().send(message)
         else:
+            self._start = None
             self.response_started = self.response_complete = True
+            self.waiting_for_100_continue = False
             self.transport.write(answer)
             self.message_event.set()
             if not self.keep_alive:
@@ -108,6 +110,8 @@ class Cycle(RequestResponseCycle):
             if (line := _line(name, value)) is None:
                 return None
             if name == b"content-length":
+                if length is not None:
+                    return None
                 length = value
             parts.append(line)
         if length != b"%d" % len(body):

@@ -1,9 +1,11 @@
 """Alarms, on an event loop whose time passes when the test says so."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from bln_serve.serving.alarms import Alarm
 
@@ -133,3 +135,20 @@ def test_who_is_called_may_set_it_again(loop: Loop, alarm: Alarm) -> None:
     alarm.set(5, ring)
     loop.pass_until(200)
     assert rung == [105, 110, 115]
+
+
+def test_uvloop_has_it_ring_too_however_short_the_time() -> None:
+    """Its `call_at` returns something else, that knows no time, for what is due at once."""
+
+    async def ring() -> None:
+        loop = asyncio.get_running_loop()
+        rung: list[str] = []
+        alarm = Alarm(loop)
+        alarm.set(0.0001, lambda: rung.append("first"))
+        alarm.set(60, lambda: rung.append("never"))
+        alarm.set(0.0001, lambda: rung.append("last"))
+        while not rung:
+            await asyncio.sleep(0.001)
+        assert rung == ["last"]
+
+    uvloop.run(asyncio.wait_for(ring(), 30))

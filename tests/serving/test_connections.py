@@ -26,6 +26,13 @@ OVERRIDDEN = sorted(
 )
 
 
+def a_transport() -> Any:
+    transport = unittest.mock.create_autospec(asyncio.Transport, instance=True)
+    transport.get_extra_info.return_value = None
+    transport.is_closing.return_value = False
+    return transport
+
+
 @pytest.fixture
 def connection() -> Iterator[Connection]:
     async def nothing(scope: Any, receive: Any, send: Any) -> None: ...
@@ -81,11 +88,11 @@ def test_a_connection_has_what_is_asked_of_it(connection: Connection) -> None:
 def test_a_connection_that_is_gone_leaves_the_loop_no_timer(connection: Connection) -> None:
     """Many short connections would otherwise leave one each, for as long as a client may be silent."""
     with contextlib.closing(Loop()) as loop:
-        transport = unittest.mock.create_autospec(asyncio.Transport, instance=True)
-        transport.get_extra_info.return_value = None
+        transport = a_transport()
         gone = Connection(connection.config, ServerState(), {}, loop, idle_timeout_s=3)
         gone.connection_made(transport)
         assert [timer.cancelled() for timer in loop.timers] == [False]
+        transport.is_closing.return_value = True
         gone.connection_lost(None)
         assert [timer.cancelled() for timer in loop.timers] == [True]
 
@@ -114,23 +121,81 @@ def test_what_a_client_may_have_sent_meanwhile_is_read_before_its_connection_is_
     async def body() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
-        transport = unittest.mock.create_autospec(asyncio.Transport, instance=True)
-        transport.get_extra_info.return_value = None
-        transport.is_closing.return_value = False
+        transport = a_transport()
         connection = Connection(uvicorn.Config(app, log_config=None), ServerState(), {}, loop, idle_timeout_s=60)
         connection.connection_made(transport)
         connection.data_received(request_head)
         await turns(10)
         assert transport.write.called
         assert (transport.close.called, transport.write_eof.called) == (at_once is True, at_once is False)
-        if at_once is False:
-            written = transport.write.call_count
-            connection.data_received(request_head)
+        connection.connection_lost(None)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(body())
+
+
+LAST = b"GET /last HTTP/1.1\r\n\r\n"
+BEGUN = b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nabc"
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [[LAST], [LAST, LAST], [LAST + LAST], [LAST + BEGUN], [LAST, BEGUN], [LAST + BEGUN, b"def"], [LAST, b"nonsense"],
+     [LAST + b"nonsense"], [LAST + BEGUN, b"nonsense"], [LAST + b"GET"], [LAST, b"GET"]],
+)  # fmt: skip
+def test_whatever_comes_after_an_answer_that_is_the_last_the_connection_ends_soon(segments: list[bytes]) -> None:
+    """And not when the client has been silent for long enough, nor never; nothing more is answered than a refusal."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        transport = a_transport()
+        connection = Connection(uvicorn.Config(app, log_config=None), ServerState(), {}, loop, idle_timeout_s=60)
+        connection.connection_made(transport)
+        for segment in segments:
+            connection.data_received(segment)
             await turns(10)
-            assert transport.write.call_count == written, "its answer said that it is the last"
-            loop.pass_time(LINGER_S)
-            await turns(10)
-            assert transport.close.called, "and not in as long as a client may be silent"
+        assert b"".join(call.args[0] for call in transport.write.call_args_list).count(b"HTTP/1.1 413") == 1
+        transport.write_eof.assert_called_once()
+        transport.close.assert_not_called()
+        loop.pass_time(LINGER_S)
+        await turns(10)
+        transport.close.assert_called_once()
+        connection.connection_lost(None)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(body())
+        loop = runner.get_loop()
+        assert isinstance(loop, Loop)
+        assert not loop.troubles
+
+
+def test_a_request_behind_one_whose_application_failed_is_given_up() -> None:
+    """It had its answer already; the next one's, which cannot be sent any more, is no second error."""
+    given_up: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/last":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+            await asyncio.sleep(0)
+            raise ZeroDivisionError
+        while (event := await receive())["type"] != "http.disconnect":
+            assert event["type"] == "http.request"
+        given_up.append(True)
+
+    async def body() -> None:
+        transport = a_transport()
+        loop = asyncio.get_running_loop()
+        connection = Connection(uvicorn.Config(app, log_config=None), ServerState(), {}, loop, idle_timeout_s=60)
+        connection.connection_made(transport)
+        connection.data_received(LAST + BEGUN)
+        await turns(20)
+        assert given_up == [True]
         connection.connection_lost(None)
 
     with asyncio.Runner(loop_factory=Loop) as runner:

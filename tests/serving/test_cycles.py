@@ -49,7 +49,7 @@ class Exchange:
             "flow": self.flow,
             "logger": logging.getLogger("test"),
             "default_headers": [DATE],
-            "expect_100_continue": False,
+            "expect_100_continue": True,
             "keep_alive": keep_alive,
             "on_response": self._count,
         }
@@ -72,7 +72,12 @@ class Exchange:
     @property
     def outcome(self) -> tuple[Any, ...]:
         cycle = self.cycle
-        states = cycle.response_started, cycle.response_complete, cycle.message_event.is_set()
+        states = (
+            cycle.response_started,
+            cycle.response_complete,
+            cycle.message_event.is_set(),
+            cycle.waiting_for_100_continue,
+        )
         return b"".join(self.transport.writes), self.transport.closed, self.answered, *states
 
 
@@ -113,6 +118,8 @@ OTHER = {
     "a header's name with a line's end": [start((b"a\r\nb", b"c"), length(2)), body(b"{}")],
     "a header's value with a line's end": [start((b"a", b"b\r\nc: d"), length(2)), body(b"{}")],
     "no start": [body(b"{}")],
+    "two lengths": [start(length(2), length(3)), body(b"{}")],
+    "two lengths, the first of which is wrong": [start(length(3), length(2)), body(b"{}")],
     "two bodies": [start(length(2)), body(b"{}"), body(b"{}")],
 }
 
@@ -142,7 +149,7 @@ async def test_a_head_waits_for_its_body_and_another_one_may_take_its_place() ->
     """As where an application fails after it began, and what it had to say is still unsaid."""
     exchange = Exchange(Cycle)
     assert await exchange.send([start(length(9))]) == ""
-    assert exchange.outcome == (b"", False, 0, False, False, False)
+    assert exchange.outcome == (b"", False, 0, False, False, False, True)
     assert await exchange.send([start(length(2), status=500), body(b"no")]) == ""
     assert exchange.outcome[0].startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
 
