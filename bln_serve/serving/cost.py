@@ -5,14 +5,14 @@ counts, and may fall again where the values between the layers no longer fit the
 the best rate seen, the limit is the largest whose run is short, so that fewer runs are begun and ended; or else the
 smallest, so that a run does not hold up other requests for longer than it is worth.
 
-A container whose processor time was just taken away measures too slow a run; the limit then still is a good one, since
-it depends on ratios alone. Whoever wants the same limit at each start gives it: then nothing is measured.
+All sizes are timed in turns, and of each the shortest run counts: a container whose processor time was just taken away,
+or a processor that changes its speed, makes all of them slower, and the limit depends on ratios alone. Whoever wants
+the same limit at each start gives it: then nothing is measured.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -72,21 +72,25 @@ def measure(
     several = rule is None or model.manifest.several_mini_batches
     run = SharedRun(model)
     inputs = model.manifest.signature.validate(artifact.samples()[-1].inputs)
-    points: list[tuple[int, float]] = []
-    count = max(1, max_run_rows // unit) if max_run_rows and several else 1
-    while True:
+
+    def timed(count: int) -> float:
         portions = [Portion(_repeated(inputs, count * unit), count if rule else None)]
-        seconds = min(_timed(partial(run, portions), clock) for _ in range(REPEATS))
-        points.append((count * unit, seconds))
-        count *= 2
-        if max_run_rows or not several or count * unit > MAX_ROWS or 2 * seconds > MAX_RUN_S:
-            return CostCurve(tuple(points))
+        began = clock()
+        run(portions)
+        return clock() - began
 
+    def may_grow(count: int) -> bool:
+        if max_run_rows or not several or 2 * count * unit > MAX_ROWS:
+            return False
+        return any(2 * timed(count) <= MAX_RUN_S for _ in range(REPEATS))  # as a rule, the first
 
-def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    began = clock()
-    call()
-    return clock() - began
+    counts = [max(1, max_run_rows // unit) if max_run_rows and several else 1]
+    while may_grow(counts[-1]):
+        counts.append(2 * counts[-1])
+    turns = [[timed(count) for count in counts] for _ in range(REPEATS)]
+    return CostCurve(
+        tuple((count * unit, min(times)) for count, times in zip(counts, zip(*turns, strict=True), strict=True))
+    )
 
 
 def _repeated(inputs: Arrays, rows: int) -> Arrays:

@@ -59,8 +59,9 @@ def made_up(golden_artifacts: Path) -> Callable[..., Any]:
         artifact = Artifact.open(golden_artifacts / name / "1")
         model = MadeUp(artifact, seconds, several)
         curve = measure(artifact, model, given_rows, clock=lambda: model.now)  # type: ignore[arg-type]
-        assert [run for run in model.runs[::REPEATS] for _ in range(REPEATS)] == model.runs
-        return curve, model.runs[::REPEATS]
+        turn = model.runs[-len(curve.points) :]
+        assert model.runs[-len(turn) * REPEATS :] == turn * REPEATS
+        return curve, turn
 
     return measured
 
@@ -179,15 +180,36 @@ def test_a_given_limit_is_timed_alone(name: str, given_rows: int, rows: int, mad
 
 def test_what_disturbs_some_of_the_runs_does_not_count(made_up: Callable[..., Any]) -> None:
     calm = linear(1e-4, 1e-5)
-    runs: list[int] = []
+    runs: dict[int, int] = {}
 
     def disturbed(rows: int) -> float:
-        runs.append(rows)
-        return calm(rows) * (1 if len(runs) % REPEATS == 3 else 20)
+        runs[rows] = runs.get(rows, 0) + 1
+        return calm(rows) * (1 if (runs[rows] + rows.bit_length()) % (REPEATS - 1) == 0 else 20)
 
     curve, _ = made_up("digits_cnn", disturbed)
     assert [seconds for _, seconds in curve.points] == [pytest.approx(calm(rows)) for rows, _ in curve.points]
     assert curve.max_run_rows == 256
+
+
+@pytest.mark.parametrize("slower", [1.4, 1 / 1.4], ids=["slower", "faster"])
+@pytest.mark.parametrize("after", [0.25, 0.35, 0.5, 0.65, 0.75])
+def test_a_machine_that_changes_its_speed_gives_the_same_limit(
+    after: float, slower: float, made_up: Callable[..., Any]
+) -> None:
+    """As one does whose other tenants come and go: after this share of the time, for all the rest of it."""
+    calm = linear(1e-4, 5e-5)
+    limit = made_up("digits_cnn", calm)[0].max_run_rows
+    whole_s = (1 + REPEATS) * sum(calm(2**index) for index in range(10))
+    passed = 0.0
+
+    def seconds(rows: int) -> float:
+        nonlocal passed
+        run_s = calm(rows) * (slower if passed > after * whole_s else 1)
+        passed += run_s
+        return run_s
+
+    assert limit == 64
+    assert made_up("digits_cnn", seconds)[0].max_run_rows == limit
 
 
 def test_what_is_run_are_the_samples_again_and_again(golden_artifacts: Path) -> None:
