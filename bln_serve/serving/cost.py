@@ -73,24 +73,26 @@ def measure(
     run = SharedRun(model)
     inputs = model.manifest.signature.validate(artifact.samples()[-1].inputs)
 
+    count = max(1, max_run_rows // unit) if max_run_rows and several else 1
+    times: dict[int, list[float]] = {count: []}
+
     def timed(count: int) -> float:
         portions = [Portion(_repeated(inputs, count * unit), count if rule else None)]
         began = clock()
         run(portions)
-        return clock() - began
+        times[count].append(clock() - began)
+        return times[count][-1]
 
-    def may_grow(count: int) -> bool:
-        if max_run_rows or not several or 2 * count * unit > MAX_ROWS:
-            return False
-        return any(2 * timed(count) <= MAX_RUN_S for _ in range(REPEATS))  # as a rule, the first
-
-    counts = [max(1, max_run_rows // unit) if max_run_rows and several else 1]
-    while may_grow(counts[-1]):
-        counts.append(2 * counts[-1])
-    turns = [[timed(count) for count in counts] for _ in range(REPEATS)]
-    return CostCurve(
-        tuple((count * unit, min(times)) for count, times in zip(counts, zip(*turns, strict=True), strict=True))
-    )
+    may_grow = several and not max_run_rows
+    # As a rule the first run tells; that of a size which seems to take too long may have been disturbed.
+    while may_grow and any(2 * timed(count) <= MAX_RUN_S for _ in range(REPEATS)) and 2 * count * unit <= MAX_ROWS:
+        count *= 2
+        times[count] = []
+    for _ in range(REPEATS):
+        for each, taken in times.items():
+            if len(taken) < REPEATS:
+                timed(each)
+    return CostCurve(tuple((each * unit, min(of_each)) for each, of_each in times.items()))
 
 
 def _repeated(inputs: Arrays, rows: int) -> Arrays:
