@@ -25,7 +25,7 @@ RUN_ONCE := $(filter-out tests/e2e/test_protocols.py, $(wildcard tests/e2e/test_
 test-export: $(VENV)  ## the lane with TensorFlow
 	.venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(RUN_ONCE:%=--ignore=%)
 
-# What looks at how long something takes, or at this process's memory, has the machine and the process for itself.
+# What looks at tenths of a second, or at this process's memory, has the machine and the process for itself.
 ALONE := tests/e2e/test_connections.py tests/e2e/test_largest_body.py tests/serving/test_catalog_swaps.py \
 	tests/serving/test_json_values.py
 

@@ -42,7 +42,7 @@ address.py            the socket that is listened on
 connections.py        one client's connection: how long it may be silent, how much it may send
 cycles.py             a request and its answer on it
 refusals.py           what is said to what is no request
-alarms.py             its waits, nearly all of which end early
+alarms.py             a connection's waits, nearly all of which end early
 server.py             the process that answers: its signals and its exit code
 workers.py            several of them: started, started again, ended together
 lifeline.py           what ties each of these to the process that started it

@@ -6,9 +6,10 @@ A connection waits for the client in three ways, and for none of them for ever:
                              request's last; from the connection's start, or from the last answer, for that byte. It
                              may have MAX_HEAD_BYTES
     for its body             whoever reads it says how long; its framing (sizes of chunks, trailers) is bounded likewise
-    for what nobody reads    the rest of a body that was answered before its end: LINGER_S, and LINGER_BYTES, which are
-                             thrown away. Closing at once would reset the connection, and the client might never see
-                             the answer (RFC 9112, section 9.6)
+    for what nobody reads    the rest of a body that was answered before its end, and what may have been sent behind
+                             an answer that is the last: LINGER_S, and LINGER_BYTES, which are thrown away. Closing at
+                             once would reset the connection, and the client might never see the answer (RFC 9112,
+                             section 9.6)
 
 What it relies on in uvicorn's HttpToolsProtocol is held in tests/serving/test_connections.py.
 """
@@ -207,6 +208,7 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
         if not self._answered:  # nothing may be answered any more, be it what a client waits for or a body half read
             self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False
             self.cycle.message_event.set()
         self._throw_away()
         self.transport.write_eof()

@@ -5,9 +5,9 @@ counts, and may fall again where the values between the layers no longer fit the
 the best rate seen, the limit is the largest whose run is short, so that fewer runs are begun and ended; or else the
 smallest, so that a run does not hold up other requests for longer than it is worth.
 
-All sizes are timed in turns, and of each the shortest run counts: a container whose processor time was just taken away,
-or a processor that changes its speed, makes all of them slower, and the limit depends on ratios alone. Whoever wants
-the same limit at each start gives it: then nothing is measured.
+The sizes are timed in turns, but for a last one that takes long, and of each the shortest run counts: a container whose
+processor time was just taken away, or a processor that changes its speed, mostly makes all of them slower, and what is
+compared are their rates. Whoever wants the same limit at each start gives it: then that size alone is timed.
 """
 
 import time

@@ -216,7 +216,7 @@ def _metrics_folder(server: Server) -> Path:
 
 
 def test_queued_rows_are_those_of_all_workers(server: Server) -> None:
-    """A long request keeps one worker busy; whichever is asked knows of it within a second, and of its end."""
+    """A long request keeps one worker busy; whichever is asked comes to know of it, and of its end."""
     name = f'bln_queued_rows{{model="{MODEL}",version="1"}}'
 
     async def body() -> None:

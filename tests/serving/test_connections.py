@@ -140,13 +140,30 @@ BEGUN = b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nabc"
 
 @pytest.mark.parametrize(
     "segments",
-    [[LAST], [LAST, LAST], [LAST + LAST], [LAST + BEGUN], [LAST, BEGUN], [LAST + BEGUN, b"def"], [LAST, b"nonsense"],
-     [LAST + b"nonsense"], [LAST + BEGUN, b"nonsense"], [LAST + b"GET"], [LAST, b"GET"]],
-)  # fmt: skip
-def test_whatever_comes_after_an_answer_that_is_the_last_the_connection_ends_soon(segments: list[bytes]) -> None:
-    """And not when the client has been silent for long enough, nor never; nothing more is answered than a refusal."""
+    [
+        [LAST],
+        [LAST, LAST],
+        [LAST + LAST],
+        [LAST * 3],
+        [LAST + BEGUN],
+        [LAST, BEGUN],
+        [LAST + BEGUN, b"def"],
+        [LAST, b"nonsense"],
+        [LAST + b"nonsense"],
+        [LAST + BEGUN, b"nonsense"],
+        [LAST + b"GET"],
+        [LAST, b"GET"],
+    ],
+)
+@pytest.mark.parametrize("draining", [False, True])
+def test_whatever_comes_after_an_answer_that_is_the_last_the_connection_ends_soon(
+    segments: list[bytes], draining: bool
+) -> None:
+    """Neither never nor only when a client has been silent for long enough; and nothing more is answered."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if draining:  # for longer than idle connections are left alone
+            await asyncio.sleep(1)
         await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
         await send({"type": "http.response.body", "body": b"x"})
 
@@ -156,13 +173,18 @@ def test_whatever_comes_after_an_answer_that_is_the_last_the_connection_ends_soo
         transport = a_transport()
         connection = Connection(uvicorn.Config(app, log_config=None), ServerState(), {}, loop, idle_timeout_s=60)
         connection.connection_made(transport)
+        if draining:
+            connection.shutdown()
         for segment in segments:
             connection.data_received(segment)
+            await turns(10)
+        if draining:
+            loop.pass_time(1)
             await turns(10)
         assert b"".join(call.args[0] for call in transport.write.call_args_list).count(b"HTTP/1.1 413") == 1
         transport.write_eof.assert_called_once()
         transport.close.assert_not_called()
-        loop.pass_time(LINGER_S)
+        loop.pass_time(0.5 if draining else LINGER_S)
         await turns(10)
         transport.close.assert_called_once()
         connection.connection_lost(None)
@@ -172,6 +194,56 @@ def test_whatever_comes_after_an_answer_that_is_the_last_the_connection_ends_soo
         loop = runner.get_loop()
         assert isinstance(loop, Loop)
         assert not loop.troubles
+
+
+CHUNKED = b"POST /early HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def test_the_rest_of_a_body_that_was_answered_must_come_soon_however_little_of_it_comes() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        transport = a_transport()
+        connection = Connection(uvicorn.Config(app, log_config=None), ServerState(), {}, loop, idle_timeout_s=60)
+        connection.connection_made(transport)
+        for segment in (CHUNKED, b"1", b"0"):  # of the size of a chunk
+            connection.data_received(segment)
+            await turns(10)
+        transport.close.assert_not_called()
+        loop.pass_time(LINGER_S)
+        await turns(10)
+        transport.close.assert_called_once()
+        connection.connection_lost(None)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(body())
+
+
+def test_nobody_is_asked_for_a_body_after_its_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    events: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        events.append((await receive())["type"])
+
+    async def body() -> None:
+        transport = a_transport()
+        loop = asyncio.get_running_loop()
+        connection = Connection(uvicorn.Config(app, log_config=None), ServerState(), {}, loop, idle_timeout_s=60)
+        connection.connection_made(transport)
+        connection.data_received(CHUNKED.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n") + b"no size\r\n")
+        await turns(10)
+        assert events == ["http.disconnect"]
+        (written,) = (call.args[0] for call in transport.write.call_args_list)
+        assert written.startswith(b"HTTP/1.1 400 ")
+        connection.connection_lost(None)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(body())
+    assert [record.levelname for record in caplog.records if record.exc_info] == []
 
 
 def test_a_request_behind_one_whose_application_failed_is_given_up() -> None:
