@@ -19,14 +19,14 @@ serve: $(VENV)  ## the same, and leave the service running
 test: test-export test-serve test-wheel test-clients  ## every test but those that need minutes or an engine of their own
 
 # What asks services runs in the lane without TensorFlow alone, unless it asks with a client that is in this one.
-RUN_ONCE := $(filter-out tests/e2e/test_protocols.py, $(wildcard tests/e2e/test_*.py)) \
+RUN_ONCE := tests/e2e/connections $(filter-out tests/e2e/test_real_clients.py, $(wildcard tests/e2e/test_*.py)) \
 	$(filter-out tests/serving/test_open_inference.py tests/serving/test_tf_serving.py, $(wildcard tests/serving/test_*.py))
 
 test-export: $(VENV)  ## the lane with TensorFlow
 	.venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(RUN_ONCE:%=--ignore=%)
 
 # What looks at tenths of a second, or at this process's memory, has the machine and the process for itself.
-ALONE := tests/e2e/test_connections.py tests/e2e/test_largest_body.py tests/serving/test_catalog_swaps.py \
+ALONE := tests/e2e/connections tests/e2e/test_largest_body.py tests/serving/test_catalog_swaps.py \
 	tests/serving/test_json_values.py
 
 test-serve: $(SERVE_VENV)  ## the lane without it: the serving install alone

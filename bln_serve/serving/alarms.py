@@ -24,10 +24,6 @@ class Alarm:
         self._ring: Callable[[], None] | None = None
         self._when = 0.0
 
-    def __bool__(self) -> bool:
-        """Whether it is set."""
-        return self._ring is not None
-
     def set(self, seconds: float, ring: Callable[[], None]) -> None:
         """Call `ring` in so many seconds, and forget what it was set to before."""
         self._ring = ring

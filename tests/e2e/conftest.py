@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.server import COMMAND, DEADLINE_S, ROOT, Server, environment
+from support.workers import MODEL, children, ended_with_the_test, wait_until_all_are_ready
 
 
 @pytest.fixture
@@ -29,6 +30,20 @@ def server(golden_artifacts: Path) -> Iterator[Server]:
     server = Server(str(golden_artifacts))
     yield server
     server.end()
+
+
+@pytest.fixture
+def start_workers(start_server: Callable[..., Server], golden_artifacts: Path) -> Iterator[Callable[..., Server]]:
+    """Start a server with two workers; none of them outlives the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str, **more: Any) -> Server:
+            server = start_server(str(golden_artifacts / MODEL), "--workers", "2", "--threads", "1", *arguments, **more)
+            stack.enter_context(ended_with_the_test(children(server.process.pid)))
+            wait_until_all_are_ready(server)
+            return server
+
+        yield start
 
 
 @pytest.fixture

@@ -4,13 +4,6 @@ Messages are built here by hand, so that nothing of the service's own codecs vou
 """
 
 import asyncio
-import contextlib
-import json
-import shutil
-import socket
-import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from support.artifacts import NAMES, TOGETHER
+from support.messages import FP32, INT32, LENGTH, Arrays, answered, images, read_binary, v2_binary, v2_json
 from support.server import DEADLINE_S, Server
 
 import bln_serve
@@ -29,12 +23,6 @@ from bln_serve.verification import compare
 
 MODELS = (*NAMES, *TOGETHER)
 JSON = {"content-type": "application/json"}
-LENGTH = "inference-header-content-length"
-FP32, INT32 = "FP32", "INT32"
-LONG_ROWS = 10_000
-"""In mini-batches of 2 some 5,000 runs of digits_rnn: long enough to do something meanwhile, on any machine."""
-
-Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +37,7 @@ def rnn(golden_artifacts: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Any:
-    async def ready() -> None:
-        async with server.client() as waiting:
-            await server.wait_until_ready(waiting)
-
-    asyncio.run(ready())
+    server.until_ready()
     with httpx.Client(base_url=server.url, timeout=DEADLINE_S, trust_env=False) as client:
         yield client
 
@@ -69,53 +53,6 @@ def drawn(manifest: Manifest, rows: int) -> Arrays:
             else rng.integers(0, 20, shape).astype(np.int32)
         )
     return arrays
-
-
-def images(rows: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(rows, 8, 8)).astype(np.float32)
-
-
-def datatype(array: np.ndarray) -> str:
-    return {"float32": FP32, "int32": INT32}[array.dtype.name]
-
-
-def v2_json(inputs: Arrays, **more: Any) -> dict[str, Any]:
-    tensors = [
-        {"name": name, "shape": list(array.shape), "datatype": datatype(array), "data": array.ravel().tolist()}
-        for name, array in inputs.items()
-    ]
-    return {"inputs": tensors, **more}
-
-
-def v2_binary(inputs: Arrays, **parameters: Any) -> tuple[bytes, dict[str, str]]:
-    """Write tensors number by number with struct, as the extension's text says."""
-    tensors, tail = [], b""
-    for name, array in inputs.items():
-        code = {FP32: "f", INT32: "i"}[datatype(array)]
-        data = struct.pack(f"<{array.size}{code}", *array.ravel().tolist())
-        size = {"binary_data_size": len(data)}
-        tensors.append({"name": name, "shape": list(array.shape), "datatype": datatype(array), "parameters": size})
-        tail += data
-    head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True, **parameters}}).encode()
-    return head + tail, {"content-type": "application/octet-stream", LENGTH: str(len(head))}
-
-
-def read_binary(answer: httpx.Response) -> tuple[dict[str, Any], Arrays]:
-    head = int(answer.headers[LENGTH])
-    document, at, outputs = json.loads(answer.content[:head]), head, {}
-    for output in document["outputs"]:
-        size = output["parameters"]["binary_data_size"]
-        assert output["datatype"] == FP32
-        values = struct.unpack(f"<{size // 4}f", answer.content[at : at + size])
-        outputs[output["name"]] = np.array(values, np.float32).reshape(output["shape"])
-        at += size
-    assert at == len(answer.content)
-    return document, outputs
-
-
-def answered(answer: httpx.Response) -> Any:
-    assert answer.status_code == 200, answer.text
-    return answer.json()
 
 
 def predictions(client: httpx.Client, name: str, inputs: Arrays, query: str = "") -> Arrays:
@@ -216,7 +153,7 @@ def test_a_service_without_a_model_is_alive_and_not_ready(start_server: Callable
 
     async def body() -> dict[str, int]:
         async with server.client() as client:
-            await server.wait_until_ready(client)
+            await server.wait_until_loaded(client)
             paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready", "/v1/models/digits")
             statuses = {path: (await client.get(path)).status_code for path in paths}
             infer = await client.post("/v2/models/digits/infer", json=v2_json({"image": images(2)}))
@@ -318,175 +255,3 @@ def test_asking_where_one_reads_gets_405_and_the_right_method(path: str, client:
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
     assert answer.json().keys() == {"error"}
-
-
-@contextlib.contextmanager
-def connection_to(server: Server) -> Any:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
-        yield connection
-
-
-@pytest.mark.parametrize("path", ["/predict", "/v1/models/digits_cnn:predict", "/v2/models/digits_cnn/infer"])
-@pytest.mark.parametrize("length", [b"content-length: 1000", b"transfer-encoding: chunked"])
-def test_a_body_that_stops_midway_ends_in_408_and_the_connection_is_closed(
-    path: str, length: bytes, start_server: Callable[..., Server], golden_artifacts: Path
-) -> None:
-    server = start_server(str(golden_artifacts / "digits_cnn"), "--request-timeout-s", "0.5")
-
-    async def ready() -> None:
-        async with server.client() as client:
-            await server.wait_until_ready(client)
-
-    asyncio.run(ready())
-    half = b"1f4\r\n" + b" " * 500 + b"\r\n" if b"chunked" in length else b" " * 500
-    with connection_to(server) as connection:
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
-        connection.sendall(head + length + b"\r\n\r\n" + half)
-        # Nothing more is sent. That `recv` ends with nothing is that the service closed; else it would time out.
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    top, _, body = answer.partition(b"\r\n\r\n")
-    assert top.startswith(b"HTTP/1.1 408 ")
-    assert b"\r\nconnection: close" in top.lower()
-    assert "500 bytes of it" in json.loads(body)["error"]
-
-
-async def ask_long(client: httpx.AsyncClient) -> httpx.Response:
-    """Keep digits_rnn busy."""
-    body, headers = v2_binary({"image": images(LONG_ROWS)}, bln_mini_batch_rows=2)
-    return await client.post("/v2/models/digits_rnn/infer", content=body, headers=headers)
-
-
-def test_a_request_without_time_ends_in_504_while_its_mates_are_answered(server: Server, rnn: Model) -> None:
-    url, x = "/v2/models/digits_rnn/infer", images(30, 1)
-
-    async def body() -> tuple[list[httpx.Response], httpx.Response, httpx.Response]:
-        async with server.client() as client:
-            await server.wait_until_ready(client)
-            long = asyncio.create_task(ask_long(client))
-            await server.wait_for_queued_rows(client, LONG_ROWS)
-            mate = asyncio.create_task(client.post(url, json=v2_json({"image": x})))
-            await server.wait_for_queued_rows(client, LONG_ROWS + 30)
-            hurry = {"bln-timeout-ms": "1"}
-            late = [
-                await client.post(url, json=v2_json({"image": images(4)}), headers=hurry),
-                await client.post(
-                    "/v1/models/digits_rnn:predict", json={"instances": images(4).tolist()}, headers=hurry
-                ),
-            ]
-            assert await server.queued_rows(client) == LONG_ROWS + 30, "their rows are given back, others' are not"
-            return late, await mate, await long
-
-    late, mate, long = asyncio.run(body())
-    for answer in late:
-        assert answer.status_code == 504
-        assert answer.json().keys() == {"error"}
-    expected = np.asarray(rnn.predict(x))
-    actual = np.float32(answered(mate)["outputs"][0]["data"]).reshape(-1, 10)
-    assert compare("", expected, actual, rnn.manifest.tolerance).passed
-    every = np.asarray(rnn.predict(images(LONG_ROWS), 2))
-    assert compare("", every, read_binary(long)[1]["logits"], rnn.manifest.tolerance).passed
-
-
-@pytest.mark.parametrize("path", ["/v1/models/digits_rnn:predict", "/v2/models/digits_rnn/infer"])
-def test_a_client_that_leaves_while_queued_gives_its_rows_back(path: str, server: Server) -> None:
-    x = images(100, 2)
-    document = {"instances": x.tolist()} if "v1" in path else v2_json({"image": x})
-    content = json.dumps(document).encode()
-
-    async def body() -> httpx.Response:
-        async with server.client() as client:
-            await server.wait_until_ready(client)
-            long = asyncio.create_task(ask_long(client))
-            await server.wait_for_queued_rows(client, LONG_ROWS)
-            with connection_to(server) as connection:
-                head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
-                connection.sendall(head.encode() + content)
-                await server.wait_for_queued_rows(client, LONG_ROWS + 100)
-            await server.wait_for_queued_rows(client, LONG_ROWS)
-            assert not long.done()
-            return await long
-
-    assert asyncio.run(body()).status_code == 200
-
-
-def curl(server: Server, path: str, body: bytes, *headers: str) -> bytes:
-    if not (program := shutil.which("curl")):
-        pytest.skip("curl is not installed")
-    options = [option for header in headers for option in ("-H", header)]
-    command = [program, "-sS", "--fail-with-body", "--noproxy", "*", "--data-binary", "@-", *options]
-    ended = subprocess.run(
-        [*command, server.url + path], input=body, capture_output=True, timeout=DEADLINE_S, check=False
-    )
-    assert ended.returncode == 0, (ended.stderr, ended.stdout)
-    return ended.stdout
-
-
-@pytest.mark.usefixtures("client")  # which waits until the server is ready
-@pytest.mark.parametrize("protocol", ["predict", "v1", "v2", "v2 binary"])
-def test_curl_is_a_client(protocol: str, server: Server, golden_artifacts: Path) -> None:
-    x = images(3, 8)
-    rows = json.dumps({"instances": x.tolist()}).encode()
-    content_type = "content-type: application/json"
-    if protocol == "predict":
-        actual = json.loads(curl(server, "/models/digits_cnn/predict", rows, content_type))["predictions"]
-    elif protocol == "v1":
-        # As TensorFlow Serving's own documentation asks it: curl -d, whose content type is a form's.
-        actual = json.loads(curl(server, "/v1/models/digits_cnn:predict", rows))["predictions"]
-    elif protocol == "v2":
-        body = json.dumps(v2_json({"image": x})).encode()
-        (output,) = json.loads(curl(server, "/v2/models/digits_cnn/infer", body, content_type))["outputs"]
-        actual = np.reshape(output["data"], output["shape"])
-    else:
-        body, headers = v2_binary({"image": x})
-        out = curl(server, "/v2/models/digits_cnn/infer", body, *(f"{name}: {text}" for name, text in headers.items()))
-        actual = np.frombuffer(out[-3 * 10 * 4 :], "<f4").reshape(3, 10)
-    model = bln_serve.load(golden_artifacts / "digits_cnn" / "1")
-    expected = np.asarray(model.predict(x))
-    assert compare("", expected, np.asarray(actual, np.float32), model.manifest.tolerance).passed
-
-
-# In a process of its own: gevent, on which that client rests, is nothing for this one.
-_TRITON = """
-import sys
-import numpy as np
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-
-client = InferenceServerClient(sys.argv[1])
-assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("together_mpmm", "1")
-assert client.get_server_metadata()["name"] == "bln_serve"
-(spec,) = client.get_model_metadata("together_mpmm")["inputs"]
-x = np.load(sys.argv[2])
-for binary in (True, False):
-    tensor = InferInput(spec["name"], list(x.shape), spec["datatype"])
-    tensor.set_data_from_numpy(x, binary_data=binary)
-    wanted = [InferRequestedOutput("score", binary_data=binary)]
-    parameters = {"bln_mini_batch_rows": 3}
-    answer = client.infer("together_mpmm", [tensor], outputs=wanted, request_id="7", parameters=parameters)
-    assert answer.get_response()["id"] == "7"
-    np.save(f"{sys.argv[2]}.{binary}.npy", answer.as_numpy("score"))
-"""
-
-
-@pytest.mark.usefixtures("client")
-def test_tritons_client_is_a_client(server: Server, golden_artifacts: Path, tmp_path: Path) -> None:
-    try:
-        import geventhttpclient  # noqa: F401
-        import tritonclient  # noqa: F401
-    except ImportError as error:
-        pytest.skip(f"Triton's HTTP client cannot be imported here: {error}")
-    x = np.random.default_rng(9).normal(size=(9, 6, 4)).astype(np.float32)
-    np.save(path := tmp_path / "x.npy", x)
-    address = server.url.removeprefix("http://")
-    ended = subprocess.run(
-        [sys.executable, "-c", _TRITON, address, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    model = bln_serve.load(golden_artifacts / "together_mpmm" / "1")
-    for binary in (True, False):
-        actual = np.load(f"{path}.{binary}.npy")
-        assert compare("", np.asarray(model.predict(x, 3)), actual, model.manifest.tolerance).passed

@@ -224,7 +224,7 @@ def test_a_request_that_never_ends_does_not_keep_the_service_from_ending(
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         assert _read_until(connection, b'{"alive":true}').startswith(b"HTTP/1.1 200 ")
-        asyncio.run(_until_ready(server))
+        server.until_ready()
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n"
             b"expect: 100-continue\r\n\r\n"
@@ -249,13 +249,8 @@ def _read_until(connection: socket.socket, end: bytes) -> bytes:
     return received
 
 
-async def _until_ready(server: Any) -> None:
-    async with server.client() as client:
-        await server.wait_until_ready(client)
-
-
 def test_a_connection_outlives_the_errors_on_it(server: Any) -> None:
-    asyncio.run(_until_ready(server))
+    server.until_ready()
     host, port = server.url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
     connection.connect()
@@ -332,7 +327,7 @@ def test_nothing_that_can_be_served_is_said_clearly(
 
     async def body() -> httpx.Response:
         async with server.client() as client:
-            await server.wait_until_ready(client)
+            await server.wait_until_loaded(client)
             return await client.get("/readyz")
 
     ready = asyncio.run(body())

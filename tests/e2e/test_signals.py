@@ -34,12 +34,7 @@ def post(client: RawClient, rows: int) -> None:
 @pytest.fixture
 def server(start_server: Callable[..., Any], golden_artifacts: Path) -> Any:
     server = start_server(str(golden_artifacts / "digits_rnn"), "--shutdown-timeout-s", "60", "--threads", "1")
-
-    async def ready() -> None:
-        async with server.client() as client:
-            await server.wait_until_ready(client)
-
-    asyncio.run(ready())
+    server.until_ready()
     return server
 
 

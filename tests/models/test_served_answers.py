@@ -4,7 +4,6 @@ Both shipped models are exported under policies of every row coupling, on the st
 served by a real server.
 """
 
-import asyncio
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,12 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for policy in POLICIES:
             export(MODELS / f"{name}.keras", repository, name=served_as(name, policy), statistics=policy)
     server = Server(str(repository))
-
-    async def ready() -> None:
-        async with server.client() as client:
-            await server.wait_until_ready(client)
-
-    asyncio.run(ready())
+    server.until_ready()
     yield server
     server.end()
 

@@ -60,14 +60,11 @@ def alarm(loop: Any) -> Alarm:
 
 def test_it_rings_once_at_its_time(loop: Loop, alarm: Alarm) -> None:
     rung: list[float] = []
-    assert not alarm
     alarm.set(5, lambda: rung.append(loop.now))
-    assert alarm
     loop.pass_until(104.9)
     assert rung == []
     loop.pass_until(200)
     assert rung == [105]
-    assert not alarm
     assert loop.pending == []
 
 
@@ -96,7 +93,6 @@ def test_a_stopped_one_does_not_ring(loop: Loop, alarm: Alarm) -> None:
     rung: list[float] = []
     alarm.set(5, lambda: rung.append(loop.now))
     alarm.stop()
-    assert not alarm
     loop.pass_until(200)
     assert rung == []
     alarm.set(5, lambda: rung.append(loop.now))
@@ -119,7 +115,6 @@ def test_a_thousand_requests_cost_the_loop_one_timer(loop: Loop, alarm: Alarm) -
 def test_its_end_leaves_nothing_with_the_loop(loop: Loop, alarm: Alarm) -> None:
     alarm.set(30, lambda: None)
     alarm.end()
-    assert not alarm
     assert loop.pending == [], "a connection that is gone would be kept by it"
     alarm.end()
 

@@ -59,9 +59,25 @@ class Server:
         return httpx.AsyncClient(base_url=self.url, timeout=DEADLINE_S, limits=limits, trust_env=False)
 
     async def wait_until_ready(self, client: httpx.AsyncClient) -> None:
+        """Wait until it says that it is, and so is each of its workers."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not (await client.get("/readyz")).json()["ready"]:
+                await asyncio.sleep(0.02)
+
+    async def wait_until_loaded(self, client: httpx.AsyncClient) -> None:
+        """Wait until it loads nothing, be it ready or not."""
         async with asyncio.timeout(DEADLINE_S):
             while (await client.get("/readyz")).json()["loading"]:
                 await asyncio.sleep(0.02)
+
+    def until_ready(self) -> None:
+        """Wait until it is, where no event loop runs."""
+
+        async def ready() -> None:
+            async with self.client() as client:
+                await self.wait_until_ready(client)
+
+        asyncio.run(ready())
 
     async def wait_for_queued_rows(self, client: httpx.AsyncClient, rows: int) -> None:
         """Wait until exactly so many rows wait or run."""
