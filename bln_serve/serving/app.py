@@ -97,6 +97,8 @@ def _add_health_routes(app: FastAPI, catalog: Catalog, metrics: Metrics) -> None
             "loading": readiness.loading,
             "broken": broken,
         }
+        if readiness.workers is not None:
+            document["workers"] = readiness.workers
         return _json(document, status)
 
     @app.get("/metrics")

@@ -25,6 +25,7 @@ from bln_serve.serving.metrics import Metrics
 from bln_serve.serving.readiness import Readiness, VersionState
 from bln_serve.serving.served_model import ServedModel, begin, describe
 from bln_serve.serving.settings import Settings
+from bln_serve.serving.together import WorkersReady
 from bln_serve.serving.watching import Watch
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Catalog:
         self._default = _default_model(self._known.names, settings.default_model)
         self._served: dict[str, ServedModel] = {}
         self.alone: Callable[[], bool] = lambda: False
-        self.others_ready: Callable[[], bool] = lambda: True
+        self.workers_ready: Callable[[], WorkersReady | None] = lambda: None
         self._leaving: dict[asyncio.Task[None], ServedModel] = {}
         self._pending = self._known.names
         self._trying: ModelVersion | None = None
@@ -125,8 +126,9 @@ class Catalog:
     def readiness(self) -> Readiness:
         """Return how far the loading is."""
         broken = (*self._known.missing, *self._known.tried)
-        ready = self.ready_by_itself and self.others_ready()
-        return Readiness(ready, tuple(self._served.values()), tuple(self._pending), broken)
+        workers = self.workers_ready()
+        ready = self.ready_by_itself and (workers is None or workers.ready == workers.count)
+        return Readiness(ready, tuple(self._served.values()), tuple(self._pending), broken, workers)
 
     def states(self, name: str) -> list[VersionState]:
         """Return the versions of a model that are served, load, leave, or are broken, latest first.

@@ -109,6 +109,9 @@ SCHEMAS: dict[str, Schema] = {
             "broken": _list(
                 _object({"name": _TEXT, "version": _COUNT, "reason": _TEXT}), description="tried, and not served"
             ),
+            "workers": _object(
+                {"ready": _COUNT, "count": _COUNT}, description="where several share the port: so many of them are"
+            ),
         },
     ),
     "Alive": _object({"alive": {"const": True}}),

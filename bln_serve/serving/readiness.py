@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from bln_serve.serving.loading import BrokenVersion
 from bln_serve.serving.served_model import ServedModel
+from bln_serve.serving.together import WorkersReady
 
 
 @dataclass(frozen=True)
@@ -12,16 +13,18 @@ class Readiness:
 
     Attributes:
         ready: the first loading has ended, every pinned model, or with none pinned at least one, is served, and the
-            service is not about to end.
+            service is not about to end; of several workers, that holds for each.
         served: the models that are.
         loading: names of models of which no version is served yet and one may be.
         broken: versions that are not served: they were tried and did not pass, or are pinned and were taken away.
+        workers: of several that share the port, how many are ready by themselves; None where there is one process.
     """
 
     ready: bool
     served: tuple[ServedModel, ...]
     loading: tuple[str, ...]
     broken: tuple[BrokenVersion, ...]
+    workers: WorkersReady | None = None
 
 
 @dataclass(frozen=True, order=True)

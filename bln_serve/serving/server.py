@@ -117,7 +117,7 @@ class _Worker(_Server):
 
     def join(self, together: Together) -> None:
         """Be ready only with the others."""
-        self.catalog.others_ready = together.all_ready
+        self.catalog.workers_ready = together.workers_ready
         self._together = together
 
     async def on_tick(self, counter: int) -> bool:

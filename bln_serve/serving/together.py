@@ -4,12 +4,26 @@ Each leaves a file in the folder that all share while it is ready by itself, and
 the folder. The file of a worker that died is removed by the process that starts another.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 
 def ready_file(folder: str, number: int) -> Path:
     """Return the file that says that a worker is ready."""
     return Path(folder) / f"ready-{number}"
+
+
+@dataclass(frozen=True)
+class WorkersReady:
+    """How many of the workers that share a port are ready by themselves.
+
+    Attributes:
+        ready: so many are.
+        count: so many there are.
+    """
+
+    ready: int
+    count: int
 
 
 class Together:
@@ -34,6 +48,6 @@ class Together:
             self._own.unlink(missing_ok=True)
         self._told = ready
 
-    def all_ready(self) -> bool:
-        """Whether each of them is."""
-        return all(file.exists() for file in self._files)
+    def workers_ready(self) -> WorkersReady:
+        """Return how many of all are."""
+        return WorkersReady(sum(file.exists() for file in self._files), len(self._files))

@@ -100,8 +100,9 @@ def test_every_worker_reports_the_metrics_of_all(start_workers: Callable[..., Se
 def test_one_worker_is_not_ready_before_the_others(golden_artifacts: Path, attempt: int) -> None:
     server = Server(str(golden_artifacts / MODEL), "--workers", "2", "--threads", "1")
     try:
-        while get(server, "/readyz").status_code != httpx.codes.OK:
+        while (answer := get(server, "/readyz")).status_code != httpx.codes.OK:
             time.sleep(0.005)
+        assert answer.json()["workers"] == {"ready": 2, "count": 2}
         assert {post(server, images(2, seed)).status_code for seed in range(24)} == {200}
         assert {get(server, "/readyz").status_code for _ in range(24)} == {200}
     finally:
