@@ -77,13 +77,17 @@ class Place:
         if self.kind is Kind.MODEL:
             versions = versions_in(self.path)
             name = self.name or _name_of_all(self.path, versions) or self.path.resolve().name
-            return [ModelVersion(name, version, self.path / str(version)) for version in versions]
-        return [
-            ModelVersion(folder.name, version, folder / str(version))
-            for folder in there
-            if folder.is_dir() and _NAME.fullmatch(folder.name)
-            for version in versions_in(folder)
-        ]
+            found = [ModelVersion(name, version, self.path / str(version)) for version in versions]
+        else:
+            found = [
+                ModelVersion(folder.name, version, folder / str(version))
+                for folder in there
+                if folder.is_dir() and _NAME.fullmatch(folder.name)
+                for version in versions_in(folder)
+            ]
+        # One that went away meanwhile would look like one from which every version was taken.
+        self.path.stat()
+        return found
 
 
 def place_of(path: Path) -> Place:

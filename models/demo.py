@@ -62,8 +62,8 @@ def main() -> int:
             report(url, question, images, labels)
         print(f"\nAll of it took {time.monotonic() - began:.0f} s.", flush=True)
         if arguments.keep_serving:
-            print(f"\nServing at {url} until Ctrl-C. Try:\n\n{curl_line(url, images[:1])}\n", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
+                print(f"\nServing at {url} until Ctrl-C. Try:\n\n{curl_line(url, images[:1])}\n", flush=True)
                 process.wait()
     return 0
 
@@ -111,7 +111,7 @@ def service(repository: Path, pins: dict[str, int]) -> Iterator[tuple[str, "subp
 def wait_until_ready(url: str) -> None:
     """Wait for /readyz."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while httpx.get(f"{url}/readyz").status_code != httpx.codes.OK:
+    while httpx.get(f"{url}/readyz", timeout=60).status_code != httpx.codes.OK:
         if time.monotonic() > deadline:
             raise SystemExit(f"The service was not ready after {START_TIMEOUT_S:.0f} s.")
         time.sleep(0.05)
@@ -169,7 +169,7 @@ def report(url: str, question: Question, images: Rows, labels: NDArray[np.uint8]
     alone, answer, seconds = ask_all(url, question, images)
     with other_clients(url, images) as counts:
         busy, _, busy_seconds = ask_all(url, question, images)
-    metadata = httpx.get(f"{url}/models/{question.model}").json()
+    metadata = httpx.get(f"{url}/models/{question.model}", timeout=60).json()
     predicted = alone.argmax(axis=1)
     kind = "single rows" if question.rows == 1 else f"mini-batches of {question.rows}"
     print(

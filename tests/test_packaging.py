@@ -81,7 +81,7 @@ def test_the_wheel_installs_in_an_empty_environment_and_serves(
     try:
         asyncio.run(ready(server))
         sample = Artifact.open(artifact).samples()[-1]
-        answer = httpx.post(f"{server.url}/predict", json={"instances": sample.inputs["image"].tolist()})
+        answer = httpx.post(f"{server.url}/predict", json={"instances": sample.inputs["image"].tolist()}, timeout=60)
         (expected,) = sample.outputs.values()
         assert compare("", expected, np.asarray(answer.json()["predictions"]), Tolerance()).passed
     finally:

@@ -248,7 +248,7 @@ def group_of_one_and_a_half() -> Iterator[Path]:
 
 def remove(group: Path) -> None:
     """Remove a control group, which the kernel may think busy for a moment after its last process has ended."""
-    for _ in range(100):
+    for _ in range(3000):
         with contextlib.suppress(OSError):
             group.rmdir()
             return

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -230,8 +229,33 @@ def test_a_place_that_is_not_there_any_more_is_not_taken_for_empty(
         there.versions()
 
 
+@pytest.mark.parametrize("where", [".", "a"])
+def test_a_place_that_goes_away_while_it_is_looked_at_is_not_taken_for_empty(
+    place: Callable[[str, str], Path], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = place("tiny_mpmm", "a/1")
+    there = place_of(root / where)
+
+    def gone(folder: Path) -> list[int]:
+        monkeypatch.undo()
+        there.path.rename(root.with_name("elsewhere"))
+        return versions_in(folder)
+
+    monkeypatch.setattr("bln_serve.repository.versions_in", gone)
+    with pytest.raises(FileNotFoundError):
+        there.versions()
+
+
 def test_a_pin_whose_version_is_not_there_leaves_nothing_to_try() -> None:
     assert in_order(FOUND, {"a": 3, "c": 1}) == {"a": [], "b": [ModelVersion("b", 1, HERE)], "c": []}
+
+
+def wait_for_the_next_tick(probe: Path) -> None:
+    """Wait until what is changed from now on has a later time: the system's clock of files goes in steps."""
+    probe.touch()
+    before = probe.stat().st_ctime_ns
+    while probe.stat().st_ctime_ns == before:
+        probe.touch()
 
 
 def test_a_stamp_tells_of_every_change(tmp_path: Path) -> None:
@@ -255,7 +279,7 @@ def test_a_stamp_tells_of_every_change(tmp_path: Path) -> None:
         lambda: shutil.rmtree(tmp_path),
     ]
     for change in changes:
-        time.sleep(0.01)  # the system's clock of files ticks in steps of up to 4 ms
+        wait_for_the_next_tick(tmp_path.with_name("probe"))
         change()
         assert stamp(tmp_path) not in seen, change
         seen.append(stamp(tmp_path))

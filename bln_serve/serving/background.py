@@ -32,7 +32,8 @@ class Background:
         outcome: Future[T] = Future()
 
         def call() -> None:
-            outcome.set_running_or_notify_cancel()
+            if not outcome.set_running_or_notify_cancel():
+                return
             try:
                 outcome.set_result(function())
             except BaseException as error:  # the waiting side's to judge

@@ -23,6 +23,9 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # How long after its time to shut down a worker may take to end by itself.
 LAST_WORDS_S = 2
 
+# How long an orphan may: no process waits for it, and on a busy machine its last refusals take their time.
+_ORPHANS_LAST_WORDS_S = 10
+
 _FAILED = 1
 
 
@@ -64,7 +67,7 @@ class Lifeline:
             drain()
         self.orphaned = True
         drain()
-        time.sleep(shutdown_timeout_s + LAST_WORDS_S)
+        time.sleep(shutdown_timeout_s + _ORPHANS_LAST_WORDS_S)
         os._exit(_FAILED)
 
     def _order(self) -> bytes:

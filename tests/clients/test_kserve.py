@@ -104,7 +104,7 @@ def test_it_sees_that_a_model_is_not_ready(protocol: str, tmp_path: Path) -> Non
 
     async def ask() -> Any:
         async with server.client() as client:
-            await server.wait_until_ready(client)
+            await server.wait_until_loaded(client)
         async with kserve(protocol) as client:
             return await client.is_model_ready(server.url, "digits")
 

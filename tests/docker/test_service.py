@@ -1,7 +1,6 @@
 """The serving image under the restrictions it is promised to run under: a real container, its published port, Keras."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from support.artifacts import alter_weights
 from support.container import RESTRICTED, Container, running_service
 from support.engine import ROOT, Engine, wait_until
+from support.held import Runs, variables
 
 from bln_serve.layers import bln_layers
 from bln_serve.verification import Tolerance, compare
@@ -50,7 +50,9 @@ def test_answers_of_one_model_are_not_the_other_s(service: Container, images: np
 
 
 def test_it_turns_healthy(engine: Engine, serve_image: str, models: Path) -> None:
-    with running_service(engine, serve_image, models) as container:
+    # Late enough that it is seen before.
+    late = ("--health-interval", "15s")
+    with running_service(engine, serve_image, models, options=(*RESTRICTED, *late)) as container:
         assert container.health() == "starting"
         wait_until(lambda: container.health() == "healthy", HEALTH_S)
         log = container.inspect()["State"]["Health"]["Log"]
@@ -93,13 +95,14 @@ def test_no_training_framework_is_in_the_process(service: Container) -> None:
 def test_threads_follow_the_quota(engine: Engine, serve_image: str, models: Path, cpus: str, expected: int) -> None:
     if int(engine.docker("info", "--format", "{{.NCPU}}")) < expected:
         pytest.skip(f"the engine's machine has fewer than {expected} processors")
-    with running_service(engine, serve_image, models, options=("--cpus", cpus)) as container:
+    still = ("--repository-poll-s", "0")  # which would be one thread more, now and then
+    with running_service(engine, serve_image, models, *still, options=("--cpus", cpus)) as container:
         container.wait_until_loaded()
         said = next(line for line in container.logs().splitlines() if line.startswith("threads of a run: "))
         assert said.startswith(f"threads of a run: {expected}, ")
         # Each model has a pool of its own; the threads beside those are the same for one and for two.
         threads = len(container.python("import os; print(*os.listdir('/proc/1/task'))").split())
-    with running_service(engine, serve_image, models, "--threads", "1", options=()) as container:
+    with running_service(engine, serve_image, models, *still, "--threads", "1", options=()) as container:
         container.wait_until_loaded()
         alone = len(container.python("import os; print(*os.listdir('/proc/1/task'))").split())
     assert threads - alone == len(MODELS) * (expected - 1)
@@ -138,7 +141,7 @@ def test_where_nothing_passes_it_stays_up_and_says_why(
         found = container.wait_until_loaded()
         assert not found["ready"]
         assert found["models"] == []
-        assert httpx.get(f"{container.url}/healthz").status_code == 200
+        assert httpx.get(f"{container.url}/healthz", timeout=HEALTH_S).status_code == 200
         answer = container.readyz()
         assert answer is not None
         assert answer.status_code == 503
@@ -159,37 +162,34 @@ def test_a_folder_without_models_ends_with_a_sentence(
     assert "Traceback" not in result.stderr
 
 
-def test_stopping_under_load_loses_nothing(engine: Engine, serve_image: str, models: Path, images: np.ndarray) -> None:
+def test_stopping_under_load_loses_nothing(
+    engine: Engine, serve_image: str, models: Path, images: np.ndarray, tmp_path: Path
+) -> None:
     """`docker stop` while requests wait: each that was accepted is answered in full, and rightly."""
-    clients, rows = 12, 6000
+    clients, rows = 12, 600
     rng = np.random.default_rng(0)
     bodies = [images[rng.integers(0, len(images), rows)] for _ in range(clients)]
-    finished: list[float] = []
-    # Each of them by itself, or they would be answered before anybody could stop anything.
-    limit = ("--max-queued-rows", str(clients * rows), "--max-run-rows", "2")
+    tmp_path.chmod(0o755)
+    runs, there = Runs(tmp_path), Path("/held")
+    held = ["--mount", f"type=bind,source={tmp_path},target={there},readonly"]
+    for name, value in variables(there).items():
+        held += ["--env", f"{name}={value}"]
     with (
-        running_service(engine, serve_image, models, *limit) as container,
+        running_service(engine, serve_image, models, options=(*RESTRICTED, *held)) as container,
         ThreadPoolExecutor(clients + 1) as pool,
     ):
         container.wait_until_loaded()
-
-        def ask(body: np.ndarray) -> np.ndarray:
-            # In mini-batches of 2 each request is 3000 runs: long enough to be stopped in their midst.
-            answer = container.predict("digits_rnn", body, mini_batch_rows=2)
-            finished.append(time.monotonic())
-            return answer
-
-        expected = [ask(body) for body in bodies]
-        finished.clear()
-        answers = [pool.submit(ask, body) for body in bodies]
-        wait_until(lambda: queued_rows(container) >= (clients - 1) * rows, HEALTH_S, every_s=0.01)
-        stopping = time.monotonic()
-        stop = pool.submit(engine.docker, "stop", container.id)
+        expected = [container.predict("digits_rnn", body, mini_batch_rows=2) for body in bodies]
+        with runs.held():
+            answers = [pool.submit(container.predict, "digits_rnn", body, mini_batch_rows=2) for body in bodies]
+            wait_until(lambda: queued_rows(container) == clients * rows, HEALTH_S, every_s=0.01)
+            stop = pool.submit(engine.docker, "stop", container.id)
+            wait_until(lambda: container.readyz() is None, HEALTH_S, every_s=0.01)  # it takes no connections any more
+            assert not any(answer.done() for answer in answers)
         for answer, expectation in zip(answers, expected, strict=True):
             assert compare("", expectation, answer.result(), Tolerance()).passed
         stop.result()
         state = container.inspect()["State"]
-        assert sum(when > stopping for when in finished) > clients // 2  # or nothing would have been waiting
         assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
 
 

@@ -245,9 +245,13 @@ async def compose(
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, limits=limits, trust_env=False) as client:
-        began = perf_counter()
-        alone = [await ask(client, protocol, model, question) for question in questions]
-        crowd = _Crowd(client, protocol, model, questions, (perf_counter() - began) / len(questions) * clients)
+        alone, seconds = [], []
+        for question in questions:
+            began = perf_counter()
+            alone.append(await ask(client, protocol, model, question))
+            seconds.append(perf_counter() - began)
+        # The median: one answer that was held up must not make everybody too patient to give anything up.
+        crowd = _Crowd(client, protocol, model, questions, float(np.median(seconds)) * clients)
         given_up = await crowd.ask(clients, rounds, cancelled, np.random.default_rng(seed))
     answered = [Answered(*each) for each in zip(questions, alone, crowd.answers, strict=True)]
     return Composition(answered, given_up)

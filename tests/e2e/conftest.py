@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.held import Runs
 from support.server import COMMAND, DEADLINE_S, ROOT, Server, environment
 from support.workers import MODEL, children, ended_with_the_test, wait_until_all_are_ready
 
@@ -44,6 +45,14 @@ def start_workers(start_server: Callable[..., Server], golden_artifacts: Path) -
             return server
 
         yield start
+
+
+@pytest.fixture
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Runs that can be held, of the services started with its `variables`."""
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.let_go()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from support.server import Server
 
 MAX_BODY = 8 * 1024 * 1024
 DELAY_S = 0.1
-ATTEMPTS = 5  # what else the machine does can only make an answer later
+ATTEMPTS = 20  # what else the machine does can only make an answer later
 
 BODIES = {
     "pixels": (b'{"instances": [[[', b"0.5176,", b"0.5176]]]}"),
@@ -27,7 +27,7 @@ BODIES = {
 @pytest.fixture(scope="module")
 def server(golden_artifacts: Path) -> Iterator[Server]:
     server = Server(str(golden_artifacts / "digits_cnn"), "--threads", "1")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         while client.get(f"{server.url}/readyz").status_code != httpx.codes.OK:
             time.sleep(0.02)
     yield server
@@ -36,7 +36,7 @@ def server(golden_artifacts: Path) -> Iterator[Server]:
 
 def longest_wait_for_life(url: str, until: threading.Event) -> float:
     longest = 0.0
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         client.get(f"{url}/healthz")
         while not until.is_set():
             began = time.perf_counter()

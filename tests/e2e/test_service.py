@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from support.held import Runs
+from support.workers import wait_for, wait_until_it_listens_no_more
 
 import bln_serve
 from bln_serve.verification import Tolerance, compare
@@ -21,8 +23,9 @@ ROOT = Path(__file__).parents[2]
 NPY = {"content-type": "application/x-npy", "accept": "application/x-npy"}
 RNN = "/models/digits_rnn/predict"
 
-# In mini-batches of 2, some 5,000 runs: long enough to do something meanwhile, on any machine.
+# In mini-batches of 2, some 5,000 runs: seconds.
 LONG_ROWS = 10_000
+BUSY_ROWS = 400
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -41,9 +44,9 @@ async def ask(client: httpx.AsyncClient, x: np.ndarray, url: str = RNN) -> np.nd
     return np.asarray(np.load(io.BytesIO(answer.content)))
 
 
-async def ask_long(client: httpx.AsyncClient) -> httpx.Response:
-    """Keep digits_rnn busy."""
-    return await client.post(f"{RNN}?mini_batch_rows=2", content=npy(images(LONG_ROWS, 0)), headers=NPY)
+async def ask_in_pairs(client: httpx.AsyncClient, rows: int = BUSY_ROWS) -> httpx.Response:
+    """Ask what takes half as many runs as it has rows."""
+    return await client.post(f"{RNN}?mini_batch_rows=2", content=npy(images(rows, 0)), headers=NPY)
 
 
 def equal(expected: np.ndarray, actual: np.ndarray) -> bool:
@@ -63,10 +66,11 @@ def test_the_output_says_where_it_listens_and_what_may_be_sent(server: Any) -> N
 
     asyncio.run(body())
     assert server.first_line == f"bln-serve listening on {server.url}"
-    (line,) = [line for line in server.lines if line.startswith("serving digits_rnn")]
+    # The pipe is read by a thread.
+    (line,) = wait_for(lambda: [line for line in server.lines if line.startswith("serving digits_rnn")])
     assert "version 1: statistics MMMM, row coupling mini-batch" in line
     assert "rows in mini-batches of 25, at least 2, to /models/digits_rnn/predict" in line
-    (limit,) = [line for line in server.lines if line.startswith("runs of digits_rnn")]
+    (limit,) = wait_for(lambda: [line for line in server.lines if line.startswith("runs of digits_rnn")])
     assert limit == "runs of digits_rnn have at most 25 rows (measured; to keep it: --max-run-rows digits_rnn=25)"
 
 
@@ -119,73 +123,82 @@ def test_poisoned_requests_have_no_effect_on_others(server: Any, rnn: Any) -> No
         assert equal(rnn.predict(x), actual)
 
 
-def test_a_client_that_leaves_takes_its_rows_along_and_its_mates_are_answered(server: Any, rnn: Any) -> None:
+def test_a_client_that_leaves_takes_its_rows_along_and_its_mates_are_answered(
+    start_server: Callable[..., Any], golden_artifacts: Path, runs: Runs, rnn: Any
+) -> None:
+    server = start_server(str(golden_artifacts / "digits_rnn"), **runs.variables)
     x = images(30, 5)
 
     async def body() -> np.ndarray:
         async with server.client() as client:
             await server.wait_until_ready(client)
-            long = asyncio.create_task(ask_long(client))
-            await server.wait_for_queued_rows(client, LONG_ROWS)
-            leaving = asyncio.create_task(ask(client, images(100, 4)))
-            await server.wait_for_queued_rows(client, LONG_ROWS + 100)
-            mate = asyncio.create_task(ask(client, x))
-            await server.wait_for_queued_rows(client, LONG_ROWS + 130)
-            leaving.cancel()
-            await server.wait_for_queued_rows(client, LONG_ROWS + 30)
-            assert (await long).status_code == 200
+            with runs.held():
+                busy = asyncio.create_task(ask_in_pairs(client))
+                await server.wait_for_queued_rows(client, BUSY_ROWS)
+                leaving = asyncio.create_task(ask(client, images(100, 4)))
+                await server.wait_for_queued_rows(client, BUSY_ROWS + 100)
+                mate = asyncio.create_task(ask(client, x))
+                await server.wait_for_queued_rows(client, BUSY_ROWS + 130)
+                leaving.cancel()
+                await server.wait_for_queued_rows(client, BUSY_ROWS + 30)
+            assert (await busy).status_code == 200
             return await mate
 
     assert equal(rnn.predict(x), asyncio.run(body()))
 
 
 def test_a_full_queue_answers_503_at_once_and_loses_nothing(
-    start_server: Callable[..., Any], golden_artifacts: Path, rnn: Any
+    start_server: Callable[..., Any], golden_artifacts: Path, runs: Runs, rnn: Any
 ) -> None:
-    server = start_server(str(golden_artifacts / "digits_rnn"), BLN_SERVE_MAX_QUEUED_ROWS=str(LONG_ROWS + 5))
+    limit = {"BLN_SERVE_MAX_QUEUED_ROWS": str(BUSY_ROWS + 5)}
+    server = start_server(str(golden_artifacts / "digits_rnn"), **limit, **runs.variables)
 
     async def body() -> tuple[httpx.Response, list[httpx.Response], np.ndarray, np.ndarray]:
         async with server.client() as client:
             await server.wait_until_ready(client)
-            long = asyncio.create_task(ask_long(client))
-            await server.wait_for_queued_rows(client, LONG_ROWS)
-            fits = asyncio.create_task(ask(client, images(5, 1)))
-            await server.wait_for_queued_rows(client, LONG_ROWS + 5)
-            refused = await asyncio.gather(
-                *(client.post(RNN, content=npy(images(2, 2)), headers=NPY) for _ in range(20))
-            )
-            assert not long.done(), "refused at once, and not after the queue had emptied"
-            kept = await long, refused, await fits
+            with runs.held():
+                busy = asyncio.create_task(ask_in_pairs(client))
+                await server.wait_for_queued_rows(client, BUSY_ROWS)
+                fits = asyncio.create_task(ask(client, images(5, 1)))
+                await server.wait_for_queued_rows(client, BUSY_ROWS + 5)
+                # Not after the queue has emptied, which it does not meanwhile.
+                refused = await asyncio.gather(
+                    *(client.post(RNN, content=npy(images(2, 2)), headers=NPY) for _ in range(20))
+                )
+            kept = await busy, refused, await fits
             return *kept, await ask(client, images(2, 2))
 
-    long, refused, fits, later = asyncio.run(body())
-    assert long.status_code == 200
-    assert equal(rnn.predict(images(LONG_ROWS, 0), 2), np.load(io.BytesIO(long.content)))
+    busy, refused, fits, later = asyncio.run(body())
+    assert busy.status_code == 200
+    assert equal(rnn.predict(images(BUSY_ROWS, 0), 2), np.load(io.BytesIO(busy.content)))
     assert equal(rnn.predict(images(5, 1)), fits)
     assert equal(rnn.predict(images(2, 2)), later)
     for answer in refused:
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
-        assert f"room for 2 rows in the queue. Received: {LONG_ROWS + 5} of {LONG_ROWS + 5}" in answer.json()["error"]
+        assert f"room for 2 rows in the queue. Received: {BUSY_ROWS + 5} of {BUSY_ROWS + 5}" in answer.json()["error"]
 
 
-def test_sigterm_answers_what_is_in_flight(start_server: Callable[..., Any], golden_artifacts: Path, rnn: Any) -> None:
-    server = start_server(str(golden_artifacts / "digits_rnn"))
+def test_sigterm_answers_what_is_in_flight(
+    start_server: Callable[..., Any], golden_artifacts: Path, runs: Runs, rnn: Any
+) -> None:
+    server = start_server(str(golden_artifacts / "digits_rnn"), **runs.variables)
     requests = [images(10 + seed, seed) for seed in range(15)]
 
     async def body() -> tuple[httpx.Response, list[np.ndarray]]:
         async with server.client() as client:
             await server.wait_until_ready(client)
-            long = asyncio.create_task(ask_long(client))
-            await server.wait_for_queued_rows(client, LONG_ROWS)
-            mates = [asyncio.create_task(ask(client, x)) for x in requests]
-            await server.wait_for_queued_rows(client, LONG_ROWS + sum(map(len, requests)))
-            server.terminate()
-            assert not long.done(), "all sixteen are still in flight"
-            return await long, list(await asyncio.gather(*mates))
+            with runs.held():
+                busy = asyncio.create_task(ask_in_pairs(client))
+                await server.wait_for_queued_rows(client, BUSY_ROWS)
+                mates = [asyncio.create_task(ask(client, x)) for x in requests]
+                await server.wait_for_queued_rows(client, BUSY_ROWS + sum(map(len, requests)))
+                server.terminate()
+                await asyncio.to_thread(wait_until_it_listens_no_more, server)
+            return await busy, list(await asyncio.gather(*mates))
 
-    long, answers = asyncio.run(body())
-    assert long.status_code == 200
+    busy, answers = asyncio.run(body())
+    assert busy.status_code == 200
     for x, answer in zip(requests, answers, strict=True):
         assert equal(rnn.predict(x), answer)
     assert server.wait() == 0
@@ -193,23 +206,25 @@ def test_sigterm_answers_what_is_in_flight(start_server: Callable[..., Any], gol
 
 
 def test_what_cannot_be_answered_in_time_is_refused_in_time(
-    start_server: Callable[..., Any], golden_artifacts: Path
+    start_server: Callable[..., Any], golden_artifacts: Path, runs: Runs
 ) -> None:
     limits = ["--shutdown-timeout-s", "1", "--max-queued-rows", "1000000"]
-    server = start_server(str(golden_artifacts / "digits_rnn"), *limits)
+    server = start_server(str(golden_artifacts / "digits_rnn"), *limits, **runs.variables)
 
     async def body() -> tuple[list[httpx.Response], float]:
         async with server.client() as client:
             await server.wait_until_ready(client)
-            tasks = [asyncio.create_task(ask_long(client)) for _ in range(4)]
-            await server.wait_for_queued_rows(client, 4 * LONG_ROWS)
-            server.terminate()
+            with runs.held():
+                tasks = [asyncio.create_task(ask_in_pairs(client, LONG_ROWS)) for _ in range(4)]
+                await server.wait_for_queued_rows(client, 4 * LONG_ROWS)
+                server.terminate()
             begin = time.monotonic()
             return list(await asyncio.gather(*tasks)), time.monotonic() - begin
 
     answers, seconds = asyncio.run(body())
-    assert answers[-1].status_code == 503
-    assert "going down" in answers[-1].json()["error"]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert refused
+    assert all("going down" in answer.json()["error"] for answer in refused)
     assert {answer.status_code for answer in answers} <= {200, 503}
     assert seconds < 10
     assert server.wait() == 1
@@ -220,11 +235,11 @@ def test_a_request_that_never_ends_does_not_keep_the_service_from_ending(
     start_server: Callable[..., Any], golden_artifacts: Path
 ) -> None:
     server = start_server(str(golden_artifacts / "digits_cnn"), "--shutdown-timeout-s", "1")
+    server.until_ready()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         assert _read_until(connection, b'{"alive":true}').startswith(b"HTTP/1.1 200 ")
-        server.until_ready()
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n"
             b"expect: 100-continue\r\n\r\n"

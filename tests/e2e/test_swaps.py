@@ -119,6 +119,16 @@ def test_no_request_fails_while_versions_come_and_go(
     models.put(ARTIFACTS[1], "digits/1")
     server = start_server(str(models.path), *POLL, "--workers", workers)
     ready: list[int] = []
+    served: Counter[int] = Counter()
+
+    async def until_taken_up(crowd: Crowd, version: int) -> None:
+        """By every worker: one that still reads the files of a version that is taken away rightly calls it broken."""
+        served[version] += int(workers)
+        line = f"serving digits version {version}:"
+        async with asyncio.timeout(DEADLINE_S):
+            while sum(each.startswith(line) for each in server.lines) < served[version]:
+                await asyncio.sleep(0.005)
+        await crowd.until_answered_by(version)
 
     async def watch_readiness(client: httpx.AsyncClient) -> None:
         while True:
@@ -128,13 +138,13 @@ def test_no_request_fails_while_versions_come_and_go(
     async def body(client: httpx.AsyncClient) -> Counter[int]:
         async with Crowd(client, golden_artifacts) as crowd:
             watching = asyncio.create_task(watch_readiness(client))
-            await crowd.until_answered_by(1)
+            await until_taken_up(crowd, 1)
             for version in (2, 3, 4, 5):
                 models.put(ARTIFACTS[version], f"digits/{version}")
-                await crowd.until_answered_by(version)
+                await until_taken_up(crowd, version)
             for version in (5, 4, 3, 2):
                 models.take_away(f"digits/{version}")
-                await crowd.until_answered_by(version - 1)
+                await until_taken_up(crowd, version - 1)
             watching.cancel()
         return crowd.answers
 
@@ -165,6 +175,8 @@ def test_a_broken_version_never_answers_and_its_mended_files_do(
             await crowd.until_answered_by(2)
 
     scenario(server, body)
+    server.terminate()
+    assert server.wait() == 0
     assert len([line for line in server.lines if "error: digits version 2 is not served" in line]) == 1
 
 
@@ -264,8 +276,9 @@ def test_a_disk_that_hangs_neither_stops_the_answers_nor_the_end(
     models.put("digits_cnn", "a/1")
 
     def hang() -> None:
-        (models.path / "b/1").mkdir(parents=True)
-        os.mkfifo(models.path / "b/1/manifest.json")
+        (models.path / "b/.1").mkdir(parents=True)
+        os.mkfifo(models.path / "b/.1/manifest.json")
+        (models.path / "b/.1").rename(models.path / "b/1")
 
     if at_the_start:
         hang()

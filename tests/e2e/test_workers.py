@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from support.held import Runs
 from support.server import DEADLINE_S, Server
 from support.workers import (
     MODEL,
@@ -114,21 +115,23 @@ def _shares(server: Server) -> int:
     return sum(value > 0 for value in written(server, "counter_*.db", "bln_requests_total"))
 
 
-def test_queued_rows_are_those_of_all_workers(server: Server) -> None:
-    """A long request keeps one worker busy; whichever is asked comes to know of it, and of its end."""
+def test_queued_rows_are_those_of_all_workers(start_workers: Callable[..., Server], runs: Runs) -> None:
+    """A request keeps one worker busy; whichever is asked comes to know of it, and of its end."""
+    server = start_workers(**runs.variables)
     name = f'bln_queued_rows{{model="{MODEL}",version="1"}}'
 
     async def body() -> None:
         async with server.client() as client:
-            long = asyncio.create_task(
-                client.post(URL, json={"instances": images(4000).tolist(), "mini_batch_rows": 2})
-            )
-            most = []
-            while not long.done():
-                most.append((await asyncio.to_thread(samples, server))[name])
-            assert (await long).status_code == 200
-            assert 4000 in most
-            assert set(most) <= {0, 4000}, "and never a part of it"
+            with runs.held():
+                busy = asyncio.create_task(
+                    client.post(URL, json={"instances": images(4000).tolist(), "mini_batch_rows": 2})
+                )
+                await asyncio.to_thread(settled, server, {name: 4000})
+            seen = []
+            while not busy.done():
+                seen.append((await asyncio.to_thread(samples, server))[name])
+            assert (await busy).status_code == 200
+            assert set(seen) <= {0, 4000}, "and never a part of it"
 
     asyncio.run(body())
     # Without asking, which would have a worker tell of itself.

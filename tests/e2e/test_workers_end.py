@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from support.held import Runs
 from support.raw import RawClient
 from support.server import DEADLINE_S, Server
 from support.workers import (
@@ -27,32 +28,36 @@ from support.workers import (
     settled,
     wait_for,
     wait_until_all_are_ready,
+    wait_until_it_listens_no_more,
 )
+
+QUEUED_ROWS = f'bln_queued_rows{{model="{MODEL}",version="1"}}'
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc")
 
 
 @pytest.mark.parametrize("by", ["to the supervisor", "to all, as Ctrl-C does"])
-def test_a_signal_drains_all_workers(start_workers: Callable[..., Server], by: str) -> None:
-    server = start_workers(own_group=by != "to the supervisor")
+def test_a_signal_drains_all_workers(start_workers: Callable[..., Server], runs: Runs, by: str) -> None:
+    server = start_workers(own_group=by != "to the supervisor", **runs.variables)
     pids = children(server.process.pid)
     folder = metrics_folder(server)
 
     async def body() -> list[httpx.Response]:
         async with server.client() as client:
-            # Each on a connection of its own.
-            tasks = [
-                asyncio.create_task(
-                    client.post(URL, json={"instances": images(500, seed).tolist(), "mini_batch_rows": 2})
-                )
-                for seed in range(16)
-            ]
-            while sum(task.done() for task in tasks) < 1:
-                await asyncio.sleep(0.005)
-            if by == "to the supervisor":
-                server.terminate()
-            else:
-                os.killpg(server.process.pid, signal.SIGINT)
+            with runs.held():
+                # Each on a connection of its own.
+                tasks = [
+                    asyncio.create_task(
+                        client.post(URL, json={"instances": images(500, seed).tolist(), "mini_batch_rows": 2})
+                    )
+                    for seed in range(16)
+                ]
+                await asyncio.to_thread(settled, server, {QUEUED_ROWS: 16 * 500})
+                if by == "to the supervisor":
+                    server.terminate()
+                else:
+                    os.killpg(server.process.pid, signal.SIGINT)
+                await asyncio.to_thread(wait_until_it_listens_no_more, server)
             return await asyncio.gather(*tasks)
 
     answers = asyncio.run(body())
@@ -63,16 +68,17 @@ def test_a_signal_drains_all_workers(start_workers: Callable[..., Server], by: s
     assert not folder.exists()
 
 
-def test_workers_that_cannot_end_in_time_refuse_the_rest(start_workers: Callable[..., Server]) -> None:
-    server = start_workers("--shutdown-timeout-s", "1", "--max-queued-rows", "1000000")
+def test_workers_that_cannot_end_in_time_refuse_the_rest(start_workers: Callable[..., Server], runs: Runs) -> None:
+    limits = ("--shutdown-timeout-s", "1", "--max-queued-rows", "1000000")
+    server = start_workers(*limits, **runs.variables)
 
     async def body() -> list[httpx.Response]:
         async with server.client() as client:
             body = {"instances": images(6000).tolist(), "mini_batch_rows": 2}
-            tasks = [asyncio.create_task(client.post(URL, json=body)) for _ in range(6)]
-            while not samples(server)[f'bln_queued_rows{{model="{MODEL}",version="1"}}'] >= 4 * 6000:
-                await asyncio.sleep(0.05)
-            server.terminate()
+            with runs.held():
+                tasks = [asyncio.create_task(client.post(URL, json=body)) for _ in range(6)]
+                await asyncio.to_thread(settled, server, {QUEUED_ROWS: 6 * 6000})
+                server.terminate()
             return await asyncio.gather(*tasks)
 
     answers = asyncio.run(body())

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 from support.models import tiny
+from support.stopped import WRITING, stopped
 
 from bln_serve.cli import inspect as inspect_command
 from bln_serve.cli.export import main
@@ -168,16 +169,11 @@ def test_an_output_that_is_a_file_is_one_sentence(model_file: Path, tmp_path: Pa
 
 def test_a_command_ended_half_way_leaves_nothing(model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = subprocess.Popen([*COMMAND, model_file, "-o", out])
-    try:
-        while not list(out.glob("tiny/.1.*/*")):  # something is written, and it is not finished
-            assert command.poll() is None, "ended before it was ended"
+    with stopped(WRITING, signal.SIGSTOP, model_file, "-o", out) as command:
+        assert list(out.glob("tiny/.1.*")), "it has begun to write"
         command.send_signal(signal.SIGTERM)
+        command.send_signal(signal.SIGCONT)
         assert command.wait(60) == 128 + signal.SIGTERM
-    finally:
-        if command.poll() is None:
-            command.kill()
-            command.wait()
     assert [path.name for path in out.rglob("*")] == []
 
 

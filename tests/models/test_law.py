@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository = tmp_path_factory.mktemp("models")
     for name, policy in CASES:
         export(MODELS / f"{name}.keras", repository, name=f"{name}-{policy}", statistics=policy)
-    server = Server(str(repository))
+    server = Server(str(repository), "--max-run-rows", "100")  # more than one mini-batch, whatever this machine is
     yield server
     server.end()
 

@@ -57,7 +57,7 @@ def keras_answers(name: str, policy: str, x: np.ndarray) -> np.ndarray:
 def ask(server: Server, model: str, x: np.ndarray) -> np.ndarray:
     body = io.BytesIO()
     np.save(body, x)
-    answer = httpx.post(f"{server.url}/models/{model}/predict", content=body.getvalue(), headers=NPY)
+    answer = httpx.post(f"{server.url}/models/{model}/predict", content=body.getvalue(), headers=NPY, timeout=60)
     assert answer.status_code == 200, answer.text
     return np.load(io.BytesIO(answer.content))
 

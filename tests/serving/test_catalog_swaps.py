@@ -17,6 +17,7 @@ import pytest
 from support.repositories import Repository
 
 from bln_serve.runtime import OnnxSession
+from bln_serve.serving import background as background_calls
 from bln_serve.serving import catalog, loading, memory
 from bln_serve.serving.background import Background
 from bln_serve.serving.served_model import Users
@@ -184,12 +185,17 @@ def test_the_background_hands_over_what_a_function_returns_or_raises() -> None:
 
 def test_a_cancelled_caller_of_the_background_goes_on_at_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     async def scenario() -> Background:
         background = Background()
-        waiting = asyncio.create_task(background.call(lambda: go_on.wait(DEADLINE_S)))
-        await asyncio.sleep(0.01)
+
+        def work() -> None:
+            begun.set()
+            go_on.wait(DEADLINE_S)
+
+        waiting = asyncio.create_task(background.call(work))
+        await asyncio.to_thread(begun.wait, DEADLINE_S)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -201,3 +207,29 @@ def test_a_cancelled_caller_of_the_background_goes_on_at_once(caplog: pytest.Log
     background._threads[0].join(DEADLINE_S)
     assert not background.busy
     assert "exception" not in caplog.text
+
+
+def test_a_caller_cancelled_before_its_thread_has_begun_leaves_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    begins, called = threading.Event(), []
+
+    class LateThread(threading.Thread):
+        def run(self) -> None:
+            begins.wait(DEADLINE_S)
+            super().run()
+
+    monkeypatch.setattr(background_calls, "Thread", LateThread)
+
+    async def scenario() -> Background:
+        background = Background()
+        waiting = asyncio.create_task(background.call(lambda: called.append(1)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return background
+
+    background = asyncio.run(scenario())
+    begins.set()
+    background._threads[0].join(DEADLINE_S)
+    assert not background.busy
+    assert called == []

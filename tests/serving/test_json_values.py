@@ -173,8 +173,18 @@ def test_what_a_client_wrote_is_shown_shortly(value: Any, text: str) -> None:
     ],
 )
 def test_the_largest_body_is_never_one_long_step(value: bytes) -> None:
-    """In C nothing else goes on. What is measured here is what one step does without, not how fast it is."""
+    """In C nothing else goes on. What is measured here is what one step does without, not how fast it is.
+
+    What else the machine does can only make it longer; a step that is long is so each time.
+    """
     body = b'{"rows": ' + value + b"}"
+    began = time.perf_counter()
+    read_once(body)  # the first of such a size takes memory from the system
+    limit = max(0.1, (time.perf_counter() - began) / 2)
+    assert any(longest_step(body) < limit for _ in range(20))
+
+
+def longest_step(body: bytes) -> float:
     longest, ended = [0.0], threading.Event()
 
     def watch() -> None:
@@ -185,15 +195,12 @@ def test_the_largest_body_is_never_one_long_step(value: bytes) -> None:
             longest[0] = max(longest[0], now - last)
             last = now
 
-    began = time.perf_counter()
-    read_once(body)  # the first of such a size takes memory from the system
-    whole = time.perf_counter() - began
     watcher = threading.Thread(target=watch)
     watcher.start()
     read_once(body)
     ended.set()
     watcher.join()
-    assert longest[0] < max(0.1, whole / 2)
+    return longest[0]
 
 
 def read_once(body: bytes) -> None:

@@ -39,6 +39,7 @@ class RawClient:
         self.socket.settimeout(PATIENCE_S)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self._sent = time.monotonic()
         self.socket.connect((address.hostname, address.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received = b""
@@ -54,6 +55,7 @@ class RawClient:
         self.send_bytes("\r\n".join([*lines, "", ""]).encode() + body)
 
     def send_bytes(self, data: bytes) -> None:
+        self._sent = time.monotonic()
         self.socket.sendall(data)
 
     def answer(self, *, to_head: bool = False) -> Answer:
@@ -70,11 +72,14 @@ class RawClient:
         return Answer(int(first.split()[1]), headers, body)
 
     def seconds_until_closed(self) -> float:
-        """Wait until the service closes the connection, having said nothing more."""
-        began = time.monotonic()
+        """Wait until the service closes the connection, having said nothing more.
+
+        Returns:
+            Seconds since the last sending began, or the connecting: no fewer than the service waited.
+        """
         assert self._received == b""
         assert self.socket.recv(1) == b"", "the service said more"
-        return time.monotonic() - began
+        return time.monotonic() - self._sent
 
     def _receive(self) -> None:
         part = self.socket.recv(65536)

@@ -7,7 +7,7 @@ import numpy as np
 
 from support.raw import RawClient
 
-IDLE_S = 1
+IDLE_S = 2
 PREDICT = "/models/digits_cnn/predict"
 GET = ("GET /healthz HTTP/1.1", "host: x")
 BODY = json.dumps({"instances": [[[0.5] * 8] * 8]}).encode()

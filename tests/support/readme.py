@@ -3,6 +3,8 @@
 Numbers differ between machines and runs, so `#` stands for each; `...` stands for any lines.
 """
 
+import contextlib
+import random
 import re
 import socket
 from collections.abc import Iterator
@@ -44,7 +46,8 @@ def assert_shown(shown: list[str], printed: list[str]) -> None:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """Return a port of this machine that nothing listens on, of those that no client is given meanwhile."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 32_000)))
+            return int(free.getsockname()[1])

@@ -21,22 +21,23 @@ class Repository:
 
     def put(self, artifact: str, target: str) -> Path:
         """Put a version there as an export does, by a rename, and return its folder."""
-        name, _, version = target.partition("/")
-        (self.path / name).mkdir(exist_ok=True)
-        stage = copy_of(self._golden / artifact / "1", self.path / name / f".{version}.staged")
-        return stage.rename(self.path / name / version)
+        return self._stage(artifact, target).rename(self.path / target)
 
     def put_damaged(self, artifact: str, target: str, file: str = "model.onnx") -> Path:
         """Put a version there one of whose files lacks its end, as if it were still being copied."""
-        name, _, version = target.partition("/")
-        whole = self.put(artifact, f"{name}/{version}000000")
-        path = whole / file
-        path.write_bytes(path.read_bytes()[:-100])
-        return whole.rename(self.path / name / version)
+        damaged = self._stage(artifact, target)
+        (damaged / file).write_bytes((damaged / file).read_bytes()[:-100])
+        return damaged.rename(self.path / target)
 
     def mend(self, artifact: str, target: str) -> None:
         """Write all files of a version anew, in their places."""
         shutil.copytree(self._golden / artifact / "1", self.path / target, dirs_exist_ok=True)
+
+    def _stage(self, artifact: str, target: str) -> Path:
+        """Copy a version to where nobody who serves looks."""
+        name, _, version = target.partition("/")
+        (self.path / name).mkdir(exist_ok=True)
+        return copy_of(self._golden / artifact / "1", self.path / name / f".{version}.staged")
 
     def take_away(self, target: str) -> None:
         """Take a version or a model away, by a rename, as the project's own command does."""

@@ -3,10 +3,12 @@
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -85,6 +87,20 @@ def wait_until_all_are_ready(server: Server, workers: int = 2) -> None:
     while sum(line.startswith(f"runs of {MODEL}") for line in server.lines) < workers:
         assert time.monotonic() - began < DEADLINE_S, server.lines
         time.sleep(0.05)
+
+
+def wait_until_it_listens_no_more(server: Server) -> None:
+    """Wait until no process takes connections any more, as after a signal."""
+    address = urlsplit(server.url)
+
+    def refused() -> bool:
+        try:
+            socket.create_connection((address.hostname, address.port), timeout=DEADLINE_S).close()
+        except ConnectionError:
+            return True
+        return False
+
+    wait_for(refused)
 
 
 @contextlib.contextmanager
