@@ -26,7 +26,10 @@ SHORT_S = 0.004
 
 MAX_ROWS = 512
 MAX_RUN_S = 0.05
-NEARLY = 0.95
+NEARLY = 0.9
+"""Of the best rate. What is spent around a run is not timed here and is shared by its rows, so that more rows are worth
+more than their rate says: under load, requests of 25 rows lost a sixth where runs had 16 and not 64, at equal rates."""
+
 REPEATS = 5
 
 
