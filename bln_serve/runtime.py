@@ -47,13 +47,15 @@ class OnnxSession:
             raise RunError(f"ONNX Runtime cannot load the model: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, inputs: Arrays, mini_batches: int = 1) -> Arrays:
+    def run(self, inputs: Arrays, mini_batches: int = 1, *, trim: bool = False) -> Arrays:
         """Run the graph once, on all rows together.
 
         Args:
             inputs: by name, each (rows, ...).
             mini_batches: of how many equal parts the rows are, in order, each with its own statistics. More than 1
                 needs a model with the input `mini_batches`.
+            trim: whether memory that no value is left in goes back to the system afterwards. ONNX Runtime otherwise
+                keeps what its largest run took, for the next one.
 
         Raises:
             MiniBatchError: the rows are no such number of equal parts.
@@ -63,10 +65,16 @@ class OnnxSession:
             _rows_of_each(inputs, mini_batches)
             inputs = {**inputs, MINI_BATCHES: np.array([mini_batches], np.int64)}
         try:
-            values = self._session.run(self._outputs, inputs)
+            values = self._session.run(self._outputs, inputs, _trimming() if trim else None)
         except Exception as error:  # its exceptions have no common base below Exception
             raise RunError(f"ONNX Runtime refused a run of {rows_of(inputs)} rows: {error}") from error
         return dict(zip(self._outputs, values, strict=True))
+
+
+def _trimming() -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 class Model:
@@ -140,6 +148,17 @@ class Model:
             )
         rule.cut(rows_of(inputs), size)
         return self._session.run(inputs, mini_batches)
+
+    def trim(self, inputs: Arrays) -> None:
+        """Run one mini-batch, or rows that are independent, and give back the memory that larger runs have left.
+
+        Args:
+            inputs: as `ModelSignature.validate` returns them.
+
+        Raises:
+            RunError: ONNX Runtime refused the run.
+        """
+        self._session.run(inputs, trim=True)
 
     def run(self, inputs: Arrays, sizes: tuple[int, ...] | None) -> Arrays:
         """Run validated inputs, each mini-batch by itself.

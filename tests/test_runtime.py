@@ -275,3 +275,35 @@ def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'bln_serve' has no attribute 'serve'"):
         _ = bln_serve.serve
     assert all(hasattr(bln_serve, name) for name in bln_serve.__all__)
+
+
+RESIDENT = """
+import sys
+import numpy as np
+import bln_serve
+
+def resident_mib():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+model = bln_serve.load(sys.argv[1], threads=1)
+x = {name: np.zeros((int(sys.argv[2]), 8, 8), np.float32) for name in ["image"]}
+one = {name: array[:1] for name, array in x.items()}
+expected = model.run(one, None)["logits"]
+before = resident_mib()
+model.run(x, None)
+kept = resident_mib()
+getattr(model, sys.argv[3])(one, *([None] if sys.argv[3] == "run" else []))
+assert (model.run(one, None)["logits"] == expected).all()
+print(kept - before, resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="what is resident is read from Linux's /proc")
+@pytest.mark.parametrize("after", ["trim", "run"])
+def test_the_memory_of_a_large_run_goes_back_when_it_is_trimmed(golden_artifacts: Path, after: str) -> None:
+    command = [sys.executable, "-c", RESIDENT, golden_artifacts / "digits_cnn" / "1", "20000", after]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kept, left = map(float, printed.split())
+    assert kept > 60
+    assert (left < kept / 3) is (after == "trim"), "and a run that does not trim keeps it"

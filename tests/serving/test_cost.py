@@ -36,12 +36,16 @@ class MadeUp:
         self.now = 0.0
         self.runs: list[tuple[int, int | None]] = []
         self.inputs: Arrays = {}
+        self.trimmed_at: tuple[int, int] | None = None
 
     def run(self, inputs: Arrays, sizes: tuple[int, ...] | None) -> Arrays:
         return self._take_time(inputs, sizes and len(sizes))
 
     def run_mini_batches(self, inputs: Arrays, mini_batches: int) -> Arrays:
         return self._take_time(inputs, mini_batches)
+
+    def trim(self, inputs: Arrays) -> None:
+        self.trimmed_at = len(self.runs), rows_of(inputs)
 
     def _take_time(self, inputs: Arrays, mini_batches: int | None) -> Arrays:
         self.inputs = inputs
@@ -60,6 +64,8 @@ def made_up(golden_artifacts: Path) -> Callable[..., Any]:
         artifact = Artifact.open(golden_artifacts / name / "1")
         model = MadeUp(artifact, seconds, several)
         curve = measure(artifact, model, given_rows, clock=lambda: model.now)  # type: ignore[arg-type]
+        unit = model.manifest.rule.default_rows if model.manifest.rule else 1
+        assert model.trimmed_at == (len(model.runs), unit), "after all of them, and small itself"
         turn = list(dict.fromkeys(model.runs))
         assert Counter(model.runs) == dict.fromkeys(turn, REPEATS), "no run more than it takes"
         return curve, turn
