@@ -39,7 +39,6 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         (folder / "sitecustomize.py").write_text(SITE)
         self._file = folder / "held"
-        self.folder = folder
         self.variables = variables(folder)
 
     def hold(self) -> None:
